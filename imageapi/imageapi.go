@@ -1,0 +1,105 @@
+// Package imageapi writes disk images into image services.
+//
+// Nothing becomes visible before Publish, and what Publish makes visible is
+// whole. An image carries the id of the import that made it, so that a later
+// attempt recognises its own work, and nobody removes another's.
+package imageapi
+
+import (
+	"context"
+	"time"
+
+	"vmimport/internal/fault"
+)
+
+// Spec describes the image to make.
+type Spec struct {
+	ImageID   string
+	ImportID  string // who makes it; part of the image for ever
+	Attempt   int64  // rises with each attempt; a higher one shuts lower ones out
+	Name      string
+	Owner     string // project
+	Format    string // of the disks as stored: "raw" or "qcow2"
+	MinRAM    int64  // MiB
+	MinDisk   int64  // GiB
+	OSType    string
+	CreatedAt time.Time
+	// Properties are further facts to keep with the image.
+	Properties map[string]string
+}
+
+// DiskFacts is what is known of a disk once it is complete.
+type DiskFacts struct {
+	VirtualSize int64
+	Properties  map[string]string // such as the source's format and hashes
+}
+
+// Image is a published image.
+type Image struct {
+	ImageID  string
+	ImportID string
+	Owner    string
+}
+
+// Images is one image service. Implementations pass imageapitest.Run.
+type Images interface {
+	// Get returns the published image of that id, else ErrNoImage.
+	Get(ctx context.Context, imageID string) (*Image, error)
+
+	// Begin starts the image, or takes up what an earlier attempt of the same
+	// import left. It shuts earlier attempts out: from then on they cannot
+	// publish, and what they still write goes nowhere.
+	//
+	// ErrTaken: the id belongs to an image of another import.
+	Begin(ctx context.Context, spec Spec) (Upload, error)
+
+	// Remove deletes all that an import made, published or not, by whichever
+	// attempt. An image of another import is left alone. Removing nothing is
+	// success.
+	Remove(ctx context.Context, importID, imageID string) error
+}
+
+// Upload is an image being written by one attempt. One goroutine uses it,
+// except where a method says otherwise.
+type Upload interface {
+	// Disk opens disk n, counted from 1, of size bytes.
+	//
+	// With resume > 0 the caller wants to go on at that offset of an earlier
+	// attempt's Sync: ok tells whether the first resume bytes are still here,
+	// durable and unchanged. With ok false the disk is empty.
+	Disk(ctx context.Context, n int, size, resume int64) (w DiskWriter, ok bool, err error)
+
+	// Publish makes the image visible, whole and durable, in one step.
+	// ErrShutOut: a later attempt has begun. ErrTaken as for Begin.
+	Publish(ctx context.Context, disks []DiskFacts) error
+
+	// Close lets go of the upload and keeps what was written for a later
+	// attempt. It may be called more than once, and after Publish.
+	Close() error
+}
+
+// DiskWriter takes one disk's guest bytes. What is never written reads as
+// zeros, and costs no space where the service can do without.
+type DiskWriter interface {
+	// WriteAt stores p at off. Calls may come in any order, from one goroutine.
+	WriteAt(p []byte, off int64) (int, error)
+
+	// Sync makes durable what WriteAt took before the call. It may run
+	// beside WriteAt, in another goroutine.
+	Sync() error
+
+	// Close ends the disk and makes all of it durable. A disk that is not
+	// closed without error must not be published.
+	Close() error
+}
+
+// Errors of an image service, to be tested with errors.Is. Everything else is
+// of kind fault.Unavailable, fault.Denied or fault.Invalid.
+var (
+	ErrNoImage = fault.New(fault.NotFound, "image_not_found", "No such image.")
+	ErrTaken   = fault.New(fault.Conflict, "image_id_in_use",
+		"The image id is already used by another image.").
+		Try("Ask for the import again with another id, or without one.")
+	ErrShutOut = fault.New(fault.Fenced, "shut_out", "A later attempt of the import has begun.")
+	ErrFull    = fault.New(fault.Unavailable, "image_store_full", "The image store is full.")
+)

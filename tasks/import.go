@@ -1,0 +1,188 @@
+package tasks
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// ID names an import. Its form is the dialect's choice: a UUID for FJcloud.
+type ID string
+
+// Tenant is the customer that owns a record: the domain of an OpenStack user,
+// the account of an access key. All records of a tenant lie together, so that
+// rules across them (names, quotas, lists) are decided in one step.
+type Tenant string
+
+// Ref is the address of a record, and all that a queue message holds.
+type Ref struct {
+	Tenant Tenant `json:"tenant"`
+	ID     ID     `json:"id"`
+}
+
+// Epoch numbers the claims on one import. A worker holds the epoch that its
+// claim returned; a write under an older one changes nothing.
+type Epoch int64
+
+// Held is a claim: the right to write one record under one epoch.
+type Held struct {
+	Ref
+	Epoch Epoch
+}
+
+// Owner is who asked for an import.
+type Owner struct {
+	Tenant  Tenant `json:"tenant"`
+	Project string `json:"project"`
+	User    string `json:"user,omitempty"`
+}
+
+// Object names a source object. API is "swift" or "s3", the name space that the
+// request used; Container is the bucket for the latter.
+type Object struct {
+	API       string `json:"api"`
+	Project   string `json:"project"`
+	Container string `json:"container"`
+	Name      string `json:"name"`
+}
+
+// Disk is one source object that becomes one disk of the image. The first disk
+// of an import is the system disk.
+type Disk struct {
+	Object Object `json:"object"`
+	// Format is what the request or the object's name declares; the bytes
+	// must agree. It is empty if nothing was declared.
+	Format string `json:"format,omitempty"`
+	// SHA1 is the declared hash of the object as stored, 40 lower-case hex
+	// digits, or empty if none was given.
+	SHA1 string `json:"sha1,omitempty"`
+	// Bytes is the object's length when the import was accepted.
+	Bytes int64 `json:"bytes"`
+	// Version pins the object as it was when the import was accepted.
+	Version string `json:"version"`
+}
+
+// Spec is what was asked for. It never changes after Create.
+type Spec struct {
+	ID      ID     `json:"id"`
+	Owner   Owner  `json:"owner"`
+	Dialect string `json:"dialect"`
+	Region  string `json:"region"`
+
+	Name         string `json:"name"`
+	ImageID      string `json:"image_id"`
+	MinRAMMiB    int64  `json:"min_ram_mib,omitempty"`
+	MinDiskGiB   int64  `json:"min_disk_gib,omitempty"`
+	OSType       string `json:"os_type,omitempty"`
+	TargetFormat string `json:"target_format"`
+	Disks        []Disk `json:"disks"`
+
+	// Details is the dialect's own, kept for its answers and read by no one else.
+	Details json.RawMessage `json:"details,omitempty"`
+
+	// ClientToken makes Create idempotent within tenant and region; Fingerprint
+	// is a digest of the request that used it. Both empty: no token.
+	ClientToken string `json:"client_token,omitempty"`
+	Fingerprint string `json:"fingerprint,omitempty"`
+	// UniqueName reserves Name within tenant and region until the import fails
+	// or is canceled.
+	UniqueName bool `json:"unique_name,omitempty"`
+
+	RequestID   string    `json:"request_id,omitempty"`
+	RequestedAt time.Time `json:"requested_at"`
+}
+
+// Ref returns the address of the import's record.
+func (s *Spec) Ref() Ref { return Ref{Tenant: s.Owner.Tenant, ID: s.ID} }
+
+// TotalBytes is the length of all source objects together.
+func (s *Spec) TotalBytes() int64 {
+	var n int64
+	for _, d := range s.Disks {
+		n += d.Bytes
+	}
+	return n
+}
+
+// Import is a record as it stood when it was read.
+type Import struct {
+	Spec
+	State State
+	Epoch Epoch // of the last claim; 0 if there was none
+
+	// Progress is in percent. It never falls, and is 100 exactly when State is
+	// Succeeded.
+	Progress int
+	Stage    Stage
+	Counters
+	Worker string // of the last claim
+
+	UpdatedAt  time.Time
+	StartedAt  time.Time // first claim
+	FinishedAt time.Time // final state
+
+	// Publishing is set by the step that excludes a later cancel.
+	Publishing bool
+	// Setbacks counts attempts that failed for a passing reason, Crashes those
+	// whose claim ran out. Draining counts as neither.
+	Setbacks int
+	Crashes  int
+	Attempts []Attempt // finished attempts, oldest first; the last MaxAttemptsKept
+
+	// NotBefore is when a Queued import may be dispatched again.
+	NotBefore time.Time
+	Failure   *Failure // set when Failed
+	Result    *Result  // set from the publishing step on
+}
+
+// Counters are a worker's running figures about the present attempt.
+type Counters struct {
+	Disk           int   `json:"disk"` // being worked on, from 1
+	DoneBytes      int64 `json:"done_bytes"`
+	BytesPerSecond int64 `json:"bytes_per_second"`
+	Retries        int64 `json:"retries"` // range requests repeated
+	Stalls         int64 `json:"stalls"`  // range requests replaced since no byte came
+}
+
+// MaxAttemptsKept bounds the attempts that a record remembers.
+const MaxAttemptsKept = 20
+
+// Attempt is one ended run of a worker on an import.
+type Attempt struct {
+	Epoch     Epoch     `json:"epoch"`
+	Worker    string    `json:"worker"`
+	StartedAt time.Time `json:"started_at"`
+	EndedAt   time.Time `json:"ended_at"`
+	// Outcome is the state that the attempt left behind, or "drained" or "lost".
+	Outcome   string   `json:"outcome"`
+	Cause     *Failure `json:"cause,omitempty"`
+	FromBytes int64    `json:"from_bytes"` // where the attempt began to read
+	DoneBytes int64    `json:"done_bytes"`
+}
+
+// Outcomes of an attempt that name no state.
+const (
+	OutcomeDrained = "drained" // the worker was told to stop; costs nothing
+	OutcomeLost    = "lost"    // the claim ran out; the worker is taken for dead
+	OutcomeRetry   = "retry"   // a passing failure; another attempt follows
+)
+
+// Failure says why, in words for the customer and a code for programs.
+type Failure struct {
+	Code     string `json:"code"`
+	Message  string `json:"message"`
+	Evidence string `json:"evidence,omitempty"`
+	Remedy   string `json:"remedy,omitempty"`
+}
+
+// Result is what an import made.
+type Result struct {
+	Disks []DiskResult `json:"disks"`
+}
+
+// DiskResult is one finished disk.
+type DiskResult struct {
+	Format      string            `json:"format"` // of the source, as detected
+	ObjectBytes int64             `json:"object_bytes"`
+	VirtualSize int64             `json:"virtual_size"`
+	Digests     map[string]string `json:"digests"` // of the object as stored, hex by algorithm
+}

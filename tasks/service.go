@@ -1,0 +1,61 @@
+package tasks
+
+import (
+	"context"
+	"time"
+
+	"vmimport/internal/fault"
+)
+
+// Preflight checks the outside world before an import is accepted.
+type Preflight interface {
+	// Check looks at every source object of spec and fills in its length,
+	// version and format. It fails, without side effects, if an object is
+	// missing, unreadable or in a format that cannot be imported, or if the
+	// image id is taken.
+	Check(ctx context.Context, spec *Spec) error
+}
+
+// Service holds the rules that are the same for every dialect.
+type Service struct {
+	records   Records
+	preflight Preflight
+	limits    Limits
+	now       func() time.Time
+}
+
+// NewService returns a Service. now is time.Now outside of tests.
+func NewService(records Records, preflight Preflight, limits Limits, now func() time.Time) *Service {
+	return &Service{records: records, preflight: preflight, limits: limits, now: now}
+}
+
+// Register accepts an import: when it returns, the import is durable and will
+// reach a final state. fresh is false for the repetition of a client token.
+//
+// The preflight of a repetition is skipped only by the store's answer, so a
+// source that vanished in between makes it fail as a first request would.
+func (s *Service) Register(ctx context.Context, spec *Spec) (imp *Import, fresh bool, err error) {
+	if len(spec.Disks) == 0 {
+		return nil, false, fault.New(fault.Invalid, "no_disk", "An import needs at least one disk.")
+	}
+	if err := s.preflight.Check(ctx, spec); err != nil {
+		return nil, false, err
+	}
+	spec.RequestedAt = s.now().UTC()
+	return s.records.Create(ctx, spec, s.limits)
+}
+
+// Get returns an import that scope may see, else ErrUnknown.
+func (s *Service) Get(ctx context.Context, scope Scope, id ID) (*Import, error) {
+	return s.records.Get(ctx, scope, id)
+}
+
+// List returns up to limit imports from index start on, newest first.
+func (s *Service) List(ctx context.Context, scope Scope, start, limit int) ([]*Import, error) {
+	return s.records.List(ctx, scope, start, limit)
+}
+
+// Cancel asks for an import to stop. See Records.Cancel.
+func (s *Service) Cancel(ctx context.Context, scope Scope, id ID) (State, error) {
+	return s.records.Cancel(ctx, scope, id, s.now())
+}
