@@ -118,6 +118,7 @@ type Import struct {
 
 	UpdatedAt  time.Time
 	StartedAt  time.Time // first claim
+	ClaimedAt  time.Time // last claim
 	FinishedAt time.Time // final state
 
 	// Publishing is set by the step that excludes a later cancel.
@@ -126,7 +127,7 @@ type Import struct {
 	// whose claim ran out. Draining counts as neither.
 	Setbacks int
 	Crashes  int
-	Attempts []Attempt // finished attempts, oldest first; the last MaxAttemptsKept
+	Attempts []Attempt // finished attempts, oldest first, the last MaxAttemptsKept; List leaves them out
 
 	// NotBefore is when a Queued import may be dispatched again.
 	NotBefore time.Time

@@ -82,6 +82,7 @@ type Claims interface {
 
 	// SaveCheckpoint stores the point from which the next attempt may go on,
 	// opaque to the store, and forgives earlier crashes: progress was made.
+	// An empty checkpoint removes the stored one, and forgives nothing.
 	SaveCheckpoint(ctx context.Context, held Held, checkpoint []byte) error
 
 	// BeginPublish is the step that excludes a cancel. ErrCancelCameFirst: the
@@ -114,7 +115,8 @@ type Claimed struct {
 
 // Load is how much of a tenant's work stands where.
 type Load struct {
-	Due        int // waiting, and due for dispatch
+	Urgent     int // waiting for the clean-up after a cancel
+	Due        int // waiting, and due for dispatch; Urgent included
 	Waiting    int // waiting in all
 	Dispatched int // given to the queue, not yet claimed
 	Running    int // under a claim
@@ -142,8 +144,9 @@ type Backlog interface {
 	// Load counts a tenant's unfinished imports.
 	Load(ctx context.Context, tenant Tenant, now time.Time) (Load, error)
 
-	// Dispatch moves up to n due imports from waiting to dispatched, those due
-	// longest first, and returns their tickets. The caller enqueues them.
+	// Dispatch moves up to n due imports from waiting to dispatched, urgent
+	// ones first, then those due longest, and returns their tickets. The caller
+	// enqueues them.
 	Dispatch(ctx context.Context, tenant Tenant, n int, now time.Time) ([]Ticket, error)
 	// Unclaimed returns tickets that were dispatched before a time and are
 	// not claimed yet.
@@ -158,6 +161,9 @@ type Backlog interface {
 	// crash, and puts the import back to waiting. ErrFenced: the claim is not
 	// the current one any more, or was extended.
 	Expire(ctx context.Context, held Held, attempt Attempt, now time.Time) error
+
+	// Unfinished reports whether a tenant has an unfinished import of that id.
+	Unfinished(ctx context.Context, ref Ref) (bool, error)
 
 	// Purge removes up to n records whose retention has passed, and forgets a
 	// tenant that has nothing left. It returns how many records it removed.

@@ -1,0 +1,26 @@
+package tasks
+
+import (
+	"context"
+	"errors"
+)
+
+// Why an attempt is told to stop. The reason travels as the cause of its
+// context (context.Cause), so that every layer below sees plain cancellation.
+var (
+	// ErrDraining: this worker shuts down. The import goes back to the queue
+	// and the attempt costs it nothing.
+	ErrDraining = errors.New("worker is draining")
+	// ErrUserCanceled: a cancel was accepted. What was made is removed.
+	ErrUserCanceled = errors.New("import was canceled by a user")
+	// ErrClaimLost: another worker has the import, or is about to. Stop
+	// without writing.
+	ErrClaimLost = errors.New("claim on the import was lost")
+)
+
+// Handler runs one attempt on an import, from claim to the end. It returns the
+// attempt's outcome, or "" if there was nothing to do.
+//
+// An error means that the record could not be brought to what the attempt's end
+// calls for; the dispatcher will find it by its claim running out.
+type Handler func(ctx context.Context, ref Ref) (outcome string, err error)

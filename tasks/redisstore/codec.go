@@ -1,0 +1,123 @@
+package redisstore
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"time"
+
+	"vmimport/tasks"
+)
+
+// The fields of a record. Those that scripts compare or count are plain; those
+// that only Go reads are JSON.
+//
+//	spec          JSON of tasks.Spec; never changes
+//	region, project, image, name
+//	              copies out of spec, for scripts; image and name are the
+//	              fields of the images and names hashes, name is empty if the
+//	              name is not reserved
+//	state         tasks.State
+//	epoch         number of the last claim, 0 before the first
+//	claim         nonce of the last claim; tells a repeated command from a rival
+//	claim_until   when the claim runs out, Unix ms; 0 if nobody holds it
+//	worker        name of the last claim's worker
+//	tickets       how often the import was dispatched
+//	progress      percent, never falls
+//	stage, counters (JSON)
+//	publishing    1 from BeginPublish on
+//	setbacks, crashes
+//	not_before_ms, updated_ms, started_ms, claimed_ms, finished_ms
+//	canceled_by   nonce of the accepted cancel
+//	checkpoint    bytes for the next attempt
+//	failure, result (JSON)
+
+// readFields are what an Import is decoded from, in the order of decode.
+var readFields = []string{
+	"spec", "state", "epoch", "worker", "progress", "stage", "counters", "publishing", "setbacks", "crashes",
+	"not_before_ms", "updated_ms", "started_ms", "claimed_ms", "finished_ms", "failure", "result",
+}
+
+// decode makes an Import of the values of readFields. It returns nil for a
+// record that does not exist.
+func decode(values []any) (*tasks.Import, error) {
+	if len(values) != len(readFields) {
+		return nil, fmt.Errorf("decode record: %d fields", len(values))
+	}
+	if values[0] == nil {
+		return nil, nil
+	}
+	r := reader{values: make(map[string]string, len(values))}
+	for i, v := range values {
+		if s, ok := v.(string); ok {
+			r.values[readFields[i]] = s
+		}
+	}
+	imp := &tasks.Import{
+		State:      tasks.State(r.values["state"]),
+		Epoch:      tasks.Epoch(r.int("epoch")),
+		Worker:     r.values["worker"],
+		Progress:   int(r.int("progress")),
+		Stage:      tasks.Stage(r.values["stage"]),
+		Publishing: r.values["publishing"] == "1",
+		Setbacks:   int(r.int("setbacks")),
+		Crashes:    int(r.int("crashes")),
+		NotBefore:  r.time("not_before_ms"),
+		UpdatedAt:  r.time("updated_ms"),
+		StartedAt:  r.time("started_ms"),
+		ClaimedAt:  r.time("claimed_ms"),
+		FinishedAt: r.time("finished_ms"),
+	}
+	r.json("spec", &imp.Spec)
+	r.json("counters", &imp.Counters)
+	r.json("failure", &imp.Failure)
+	r.json("result", &imp.Result)
+	if r.err != nil {
+		return nil, fmt.Errorf("decode record %s: %w", imp.ID, r.err)
+	}
+	return imp, nil
+}
+
+// reader reads typed fields and keeps the first error.
+type reader struct {
+	values map[string]string
+	err    error
+}
+
+func (r *reader) int(field string) int64 {
+	s := r.values[field]
+	if s == "" {
+		return 0
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("field %s: %w", field, err)
+	}
+	return n
+}
+
+func (r *reader) time(field string) time.Time {
+	if n := r.int(field); n != 0 {
+		return time.UnixMilli(n).UTC()
+	}
+	return time.Time{}
+}
+
+func (r *reader) json(field string, into any) {
+	s := r.values[field]
+	if s == "" {
+		return
+	}
+	if err := json.Unmarshal([]byte(s), into); err != nil && r.err == nil {
+		r.err = fmt.Errorf("field %s: %w", field, err)
+	}
+}
+
+// toJSON encodes one of the domain's own types, all of which JSON can hold.
+func toJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("redisstore: encode %T: %v", v, err))
+	}
+	return string(b)
+}

@@ -1,0 +1,88 @@
+package redisstore
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"strings"
+
+	"vmimport/tasks"
+)
+
+// Keys that belong to no tenant.
+const (
+	// tenantsKey (ZSET) holds the tenants that may need the dispatcher, scored
+	// by when: the time of the last Create, in Unix milliseconds, until nothing
+	// is unfinished, then the time when the next record is purged.
+	tenantsKey = "vmimport:tenants"
+
+	// leaderKey (STRING, expiring) holds the name of the leading dispatcher.
+	leaderKey = "vmimport:leader"
+
+	// Channels for hints. The payload of cancelChannel is an import id.
+	workChannel   = "vmimport:work"
+	cancelChannel = "vmimport:cancel"
+)
+
+// tenantKeys makes the key names of one tenant. They share a hash tag, so that
+// a script may touch several of them on a Redis Cluster too.
+type tenantKeys struct{ prefix string }
+
+func keysOf(t tasks.Tenant) tenantKeys {
+	return tenantKeys{"vmimport:{" + escape(string(t)) + "}:"}
+}
+
+// record (HASH) is one import; its fields are listed in codec.go.
+func (k tenantKeys) record(id tasks.ID) string { return k.prefix + "import:" + escape(string(id)) }
+
+// attempts (LIST) holds an import's ended attempts, as JSON, oldest first.
+func (k tenantKeys) attempts(id tasks.ID) string {
+	return k.prefix + "attempts:" + escape(string(id))
+}
+
+// list (ZSET) orders a region's import ids by the number that seq gave them.
+// With a project it holds only that project's.
+func (k tenantKeys) list(region, project string) string {
+	if project == "" {
+		return k.prefix + "list:" + escape(region)
+	}
+	return k.prefix + "list:" + escape(region) + ":" + escape(project)
+}
+
+// seq (STRING) numbers the tenant's imports in the order of their creation.
+func (k tenantKeys) seq() string { return k.prefix + "seq" }
+
+// An unfinished import is in exactly one of these three (ZSET):
+func (k tenantKeys) waiting() string    { return k.prefix + "waiting" }    // by when it is due, 0 if urgent
+func (k tenantKeys) dispatched() string { return k.prefix + "dispatched" } // by when it was given to the queue
+func (k tenantKeys) running() string    { return k.prefix + "running" }    // by when its claim runs out
+
+// ended (ZSET) holds finished imports by the time of their purge.
+func (k tenantKeys) ended() string { return k.prefix + "ended" }
+
+// images (HASH) maps region/image id to the unfinished import that wants it.
+func (k tenantKeys) images() string { return k.prefix + "images" }
+
+// names (HASH) maps region/name to the import that reserved the name.
+func (k tenantKeys) names() string { return k.prefix + "names" }
+
+// token (HASH, expiring) holds the import and fingerprint of a client token.
+func (k tenantKeys) token(region, token string) string {
+	sum := sha256.Sum256([]byte(region + "\x00" + token))
+	return k.prefix + "token:" + hex.EncodeToString(sum[:])
+}
+
+// escape makes a part of a key out of foreign text: what could end a hash tag
+// or a part becomes %XX.
+func escape(s string) string {
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '-', c == '_', c == '.':
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}

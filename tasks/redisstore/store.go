@@ -1,0 +1,281 @@
+// Package redisstore keeps import records in Redis.
+//
+// Each rule about a record is one Lua script, so that it holds whoever races:
+// scripts.go says what each does and answers, keys.go which keys there are,
+// codec.go what is in a record. Store implements tasks.Records, tasks.Claims,
+// tasks.Backlog and tasks.Signals.
+//
+// A record is as durable as Redis makes it. For the promise that an accepted
+// import is never lost, Redis must run with appendonly yes, appendfsync always
+// and noeviction; Durability says whether it does.
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+
+	"vmimport/internal/fault"
+	"vmimport/tasks"
+)
+
+var (
+	_ tasks.Records = (*Store)(nil)
+	_ tasks.Claims  = (*Store)(nil)
+	_ tasks.Backlog = (*Store)(nil)
+	_ tasks.Signals = (*Store)(nil)
+)
+
+// Store keeps records in one Redis server, Sentinel group or Cluster. It is
+// safe for concurrent use.
+type Store struct {
+	rdb       redis.UniversalClient
+	retention time.Duration
+}
+
+// minTokenLife is how long a client token is remembered at least.
+const minTokenLife = 24 * time.Hour
+
+// New returns a Store over rdb, which the caller closes. Records of finished
+// imports are purged after retention.
+func New(rdb redis.UniversalClient, retention time.Duration) *Store {
+	return &Store{rdb: rdb, retention: retention}
+}
+
+// Create implements tasks.Records.
+func (s *Store) Create(ctx context.Context, spec *tasks.Spec, limits tasks.Limits) (*tasks.Import, bool, error) {
+	k := keysOf(spec.Owner.Tenant)
+	now := spec.RequestedAt
+	name := ""
+	if spec.UniqueName {
+		name = spec.Region + "/" + spec.Name
+	}
+	fingerprint := ""
+	if spec.ClientToken != "" {
+		fingerprint = "of " + spec.Fingerprint
+	}
+	// First the tenant is announced, then the record made: a crash in between
+	// leaves an announcement of nothing, which the dispatcher forgets.
+	if err := s.rdb.ZAdd(ctx, tenantsKey, redis.Z{Score: float64(now.UnixMilli()), Member: string(spec.Owner.Tenant)}).Err(); err != nil {
+		return nil, false, redisError("announce tenant", err)
+	}
+	keys := append(importKeys(k, spec.ID)[:7],
+		k.list(spec.Region, ""), k.list(spec.Region, spec.Owner.Project), k.seq(), k.token(spec.Region, spec.ClientToken))
+	reply, err := s.run(ctx, createCmd, keys, string(spec.ID), now.UnixMilli(), toJSON(spec), spec.Region, spec.Owner.Project,
+		spec.Region+"/"+spec.ImageID, name, fingerprint, max(s.retention, minTokenLife).Milliseconds(), limits.Unfinished)
+	if err != nil {
+		return nil, false, redisError("create import", err)
+	}
+	switch reply.word(0) {
+	case "created":
+		s.hint(ctx, workChannel, "")
+		imp, err := s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, spec.ID)
+		return imp, true, err
+	case "repeated":
+		imp, err := s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, tasks.ID(reply.word(1)))
+		return imp, false, err
+	case "token_mismatch":
+		return nil, false, tasks.ErrTokenMismatch
+	case "too_many":
+		return nil, false, tasks.ErrTooManyImports
+	case "name_in_use":
+		return nil, false, tasks.ErrNameInUse
+	case "image_in_use":
+		return nil, false, tasks.ErrImageIDInUse
+	}
+	return nil, false, reply.unexpected("create import")
+}
+
+// Get implements tasks.Records.
+func (s *Store) Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Import, error) {
+	imp, err := s.read(ctx, tasks.Ref{Tenant: scope.Tenant, ID: id})
+	if err != nil {
+		return nil, err
+	}
+	if imp.Region != scope.Region || (scope.Project != "" && imp.Owner.Project != scope.Project) {
+		return nil, tasks.ErrUnknown
+	}
+	return imp, nil
+}
+
+// maxID bounds an import id in bytes; longer ones cannot exist.
+const maxID = 128
+
+// read returns a whole record, attempts included.
+func (s *Store) read(ctx context.Context, ref tasks.Ref) (*tasks.Import, error) {
+	if ref.Tenant == "" || ref.ID == "" || len(ref.ID) > maxID {
+		return nil, tasks.ErrUnknown
+	}
+	k := keysOf(ref.Tenant)
+	var fields *redis.SliceCmd
+	var attempts *redis.StringSliceCmd
+	_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		fields = p.HMGet(ctx, k.record(ref.ID), readFields...)
+		attempts = p.LRange(ctx, k.attempts(ref.ID), 0, -1)
+		return nil
+	})
+	if err != nil {
+		return nil, redisError("read import", err)
+	}
+	imp, err := decode(fields.Val())
+	if err != nil {
+		return nil, err
+	}
+	if imp == nil {
+		return nil, tasks.ErrUnknown
+	}
+	imp.Attempts, err = decodeAttempts(attempts.Val())
+	return imp, err
+}
+
+// List implements tasks.Records.
+func (s *Store) List(ctx context.Context, scope tasks.Scope, start, limit int) ([]*tasks.Import, error) {
+	k := keysOf(scope.Tenant)
+	ids, err := s.rdb.ZRevRange(ctx, k.list(scope.Region, scope.Project), int64(start), int64(start)+int64(limit)-1).Result()
+	if err != nil {
+		return nil, redisError("list imports", err)
+	}
+	return s.readMany(ctx, k, ids)
+}
+
+// readMany returns the records of ids that exist, without their attempts.
+func (s *Store) readMany(ctx context.Context, k tenantKeys, ids []string) ([]*tasks.Import, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	cmds := make([]*redis.SliceCmd, len(ids))
+	_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i, id := range ids {
+			cmds[i] = p.HMGet(ctx, k.record(tasks.ID(id)), readFields...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, redisError("read imports", err)
+	}
+	imports := make([]*tasks.Import, 0, len(ids))
+	for _, c := range cmds {
+		imp, err := decode(c.Val())
+		if err != nil {
+			return nil, err
+		}
+		if imp != nil { // nil: purged since its id was read
+			imports = append(imports, imp)
+		}
+	}
+	return imports, nil
+}
+
+// Cancel implements tasks.Records.
+func (s *Store) Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID, now time.Time) (tasks.State, error) {
+	if scope.Tenant == "" || id == "" || len(id) > maxID {
+		return "", tasks.ErrUnknown
+	}
+	args := append([]any{string(id), scope.Region, scope.Project, now.UnixMilli(), now.Add(s.retention).UnixMilli(), uuid.NewString()},
+		sources(tasks.Cancelling)...)
+	reply, err := s.run(ctx, cancelCmd, importKeys(keysOf(scope.Tenant), id), args...)
+	if err != nil {
+		return "", redisError("cancel import", err)
+	}
+	switch reply.word(0) {
+	case "accepted":
+		s.hint(ctx, cancelChannel, string(id))
+		s.hint(ctx, workChannel, "")
+		return tasks.State(reply.word(1)), nil
+	case "requested":
+		return "", tasks.ErrCancelRequested
+	case "finished":
+		return "", tasks.ErrFinished
+	case "missing":
+		return "", tasks.ErrUnknown
+	}
+	return "", reply.unexpected("cancel import")
+}
+
+// Listen implements tasks.Signals.
+func (s *Store) Listen(ctx context.Context, onWork func(), onCancel func(tasks.ID)) error {
+	sub := s.rdb.Subscribe(ctx, workChannel, cancelChannel)
+	defer sub.Close()
+	ch := sub.Channel()
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case m, ok := <-ch:
+			switch {
+			case !ok:
+				return fault.New(fault.Unavailable, "store_unavailable", "The record store is not available.")
+			case m.Channel == workChannel:
+				onWork()
+			default:
+				onCancel(tasks.ID(m.Payload))
+			}
+		}
+	}
+}
+
+// hint publishes what others would find out by themselves a moment later, so
+// its failure is no failure of the caller.
+func (s *Store) hint(ctx context.Context, channel, payload string) {
+	s.rdb.Publish(ctx, channel, payload)
+}
+
+// importKeys returns the keys that scripts about one import share.
+func importKeys(k tenantKeys, id tasks.ID) []string {
+	return []string{k.record(id), k.waiting(), k.dispatched(), k.running(), k.ended(), k.images(), k.names(), k.attempts(id)}
+}
+
+// sources returns the table's source states of a move, as script arguments.
+func sources(to tasks.State) []any {
+	var args []any
+	for _, s := range tasks.Sources(to) {
+		args = append(args, string(s))
+	}
+	return args
+}
+
+// answer is what a script returned.
+type answer []any
+
+func (s *Store) run(ctx context.Context, script *redis.Script, keys []string, args ...any) (answer, error) {
+	return script.Run(ctx, s.rdb, keys, args...).Slice()
+}
+
+func (a answer) word(i int) string {
+	if i < len(a) {
+		if w, ok := a[i].(string); ok {
+			return w
+		}
+	}
+	return ""
+}
+
+func (a answer) number(i int) int64 {
+	if i < len(a) {
+		if n, ok := a[i].(int64); ok {
+			return n
+		}
+	}
+	return 0
+}
+
+func (a answer) unexpected(op string) error {
+	return fmt.Errorf("%s: script answered %v", op, []any(a))
+}
+
+// redisError makes an error of Redis a passing one, but for a caller that gave
+// up itself.
+func redisError(op string, err error) error {
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s: %w", op, err)
+	}
+	return fault.Wrap(fmt.Errorf("%s: %w", op, err), fault.Unavailable, "store_unavailable", "The record store is not available.")
+}
+
+// score formats a time as Redis prints it as a score.
+func score(ms float64) string { return strconv.FormatFloat(ms, 'f', -1, 64) }

@@ -1,0 +1,718 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+
+	"vmimport/internal/testenv"
+	"vmimport/tasks"
+)
+
+const (
+	region = "jp-east-3"
+	lease  = 10 * time.Second
+	keep   = 30 * 24 * time.Hour
+)
+
+var start = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+// everywhere runs a test against a real Redis, and against the in-process one
+// that standalone falls back to.
+func everywhere(t *testing.T, test func(t *testing.T, s *Store)) {
+	t.Parallel()
+	t.Run("redis", func(t *testing.T) {
+		t.Parallel()
+		test(t, New(testenv.StartRedis(t).Client(), keep))
+	})
+	t.Run("miniredis", func(t *testing.T) {
+		t.Parallel()
+		rdb := redis.NewClient(&redis.Options{Addr: miniredis.RunT(t).Addr()})
+		t.Cleanup(func() { _ = rdb.Close() })
+		test(t, New(rdb, keep))
+	})
+}
+
+func newSpec(tenant tasks.Tenant) *tasks.Spec {
+	return &tasks.Spec{
+		ID:      tasks.ID(uuid.NewString()),
+		Owner:   tasks.Owner{Tenant: tenant, Project: "alpha", User: "alice"},
+		Dialect: "fjcloud", Region: region, Name: "web01", ImageID: uuid.NewString(), TargetFormat: "raw",
+		Disks:       []tasks.Disk{{Object: tasks.Object{API: "swift", Project: "alpha", Container: "images", Name: "web01.raw"}, Bytes: 1 << 20, Version: "v1"}},
+		RequestedAt: start,
+	}
+}
+
+func scopeOf(spec *tasks.Spec) tasks.Scope {
+	return tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant, Project: spec.Owner.Project}
+}
+
+func create(t *testing.T, s *Store, spec *tasks.Spec) *tasks.Import {
+	t.Helper()
+	imp, fresh, err := s.Create(t.Context(), spec, tasks.Limits{})
+	if err != nil || !fresh {
+		t.Fatalf("Create: fresh %v, %v", fresh, err)
+	}
+	return imp
+}
+
+func claim(t *testing.T, s *Store, ref tasks.Ref, now time.Time) *tasks.Claimed {
+	t.Helper()
+	c, err := s.Claim(t.Context(), ref, "w1", lease, now)
+	if err != nil {
+		t.Fatalf("Claim: %v", err)
+	}
+	return c
+}
+
+func state(t *testing.T, s *Store, spec *tasks.Spec) tasks.State {
+	t.Helper()
+	imp, err := s.Get(t.Context(), scopeOf(spec), spec.ID)
+	if err != nil {
+		t.Fatalf("Get: %v", err)
+	}
+	return imp.State
+}
+
+func attemptOf(held tasks.Held, outcome string) tasks.Attempt {
+	return tasks.Attempt{Epoch: held.Epoch, Worker: "w1", StartedAt: start, EndedAt: start.Add(time.Second), Outcome: outcome}
+}
+
+func wantErr(t *testing.T, op string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: error %v, want %v", op, err, want)
+	}
+}
+
+func TestCreateKeepsWhatWasAsked(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		spec := newSpec("d1")
+		spec.MinRAMMiB, spec.MinDiskGiB, spec.OSType = 2048, 40, "rocky"
+		spec.Details = []byte(`{"image_from":"kvm"}`)
+		got := create(t, s, spec)
+		if got.State != tasks.Queued || got.Progress != 0 || got.Epoch != 0 || !got.NotBefore.Equal(start) {
+			t.Errorf("new import is %+v", got)
+		}
+		if fmt.Sprintf("%+v", got.Spec) != fmt.Sprintf("%+v", *spec) {
+			t.Errorf("spec\n got %+v\nwant %+v", got.Spec, *spec)
+		}
+		again, fresh, err := s.Create(t.Context(), spec, tasks.Limits{})
+		if err != nil || !fresh || again.ID != spec.ID {
+			t.Errorf("the same command again: fresh %v, %v", fresh, err)
+		}
+		list, err := s.List(t.Context(), scopeOf(spec), 0, 10)
+		if err != nil || len(list) != 1 {
+			t.Errorf("after two runs of one command the list has %d entries, %v", len(list), err)
+		}
+	})
+}
+
+// reach brings a new import into a state, and returns the last claim on it.
+func reach(t *testing.T, s *Store, spec *tasks.Spec, to tasks.State) tasks.Held {
+	t.Helper()
+	ctx := t.Context()
+	create(t, s, spec)
+	if to == tasks.Queued {
+		return tasks.Held{Ref: spec.Ref()}
+	}
+	held := claim(t, s, spec.Ref(), start).Held
+	var err error
+	switch to {
+	case tasks.Succeeded:
+		if err = s.BeginPublish(ctx, held, &tasks.Result{}, start); err == nil {
+			err = s.Succeed(ctx, held, attemptOf(held, "succeeded"))
+		}
+	case tasks.Failed:
+		err = s.Fail(ctx, held, tasks.Failure{Code: "x", Message: "X."}, attemptOf(held, "failed"))
+	case tasks.Cancelling, tasks.Canceled:
+		if _, err = s.Cancel(ctx, scopeOf(spec), spec.ID, start); err == nil && to == tasks.Canceled {
+			err = s.Canceled(ctx, held, attemptOf(held, "canceled"))
+		}
+	}
+	if err != nil {
+		t.Fatalf("reach %s: %v", to, err)
+	}
+	return held
+}
+
+// TestEveryPairOfStates tries, from every state, what leads to every other one,
+// and compares what happened with the table.
+func TestEveryPairOfStates(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := context.WithoutCancel(t.Context())
+		try := map[tasks.State]func(spec *tasks.Spec, held tasks.Held) error{
+			tasks.Queued: func(_ *tasks.Spec, h tasks.Held) error {
+				return s.Release(ctx, h, start, attemptOf(h, tasks.OutcomeDrained))
+			},
+			tasks.Processing: func(spec *tasks.Spec, _ tasks.Held) error {
+				_, err := s.Claim(ctx, spec.Ref(), "w2", lease, start)
+				return err
+			},
+			tasks.Succeeded: func(_ *tasks.Spec, h tasks.Held) error {
+				if err := s.BeginPublish(ctx, h, &tasks.Result{}, start); err != nil {
+					return err
+				}
+				return s.Succeed(ctx, h, attemptOf(h, "succeeded"))
+			},
+			tasks.Failed: func(_ *tasks.Spec, h tasks.Held) error {
+				return s.Fail(ctx, h, tasks.Failure{Code: "x"}, attemptOf(h, "failed"))
+			},
+			tasks.Cancelling: func(spec *tasks.Spec, _ tasks.Held) error {
+				_, err := s.Cancel(ctx, scopeOf(spec), spec.ID, start)
+				return err
+			},
+			tasks.Canceled: func(_ *tasks.Spec, h tasks.Held) error {
+				return s.Canceled(ctx, h, attemptOf(h, "canceled"))
+			},
+		}
+		for _, from := range tasks.States {
+			for _, to := range tasks.States {
+				if from == to {
+					continue
+				}
+				t.Run(fmt.Sprintf("%s to %s", from, to), func(t *testing.T) {
+					spec := newSpec("pairs")
+					held := reach(t, s, spec, from)
+					err := try[to](spec, held)
+					got := state(t, s, spec)
+					switch {
+					case from == tasks.Queued && to == tasks.Cancelling:
+						// No worker ever had it, so there is nothing to wait for.
+						if got != tasks.Canceled || err != nil {
+							t.Errorf("now %s, %v", got, err)
+						}
+					case from == tasks.Queued && to == tasks.Canceled:
+						// Only a cancel does that; a worker without a claim cannot.
+						if got != tasks.Queued || err == nil {
+							t.Errorf("now %s, %v", got, err)
+						}
+					case from.CanBecome(to):
+						if got != to || err != nil {
+							t.Errorf("the table allows it: now %s, %v", got, err)
+						}
+					default:
+						// A cancelled import that is given back stays cancelled.
+						given := from == tasks.Cancelling && to == tasks.Queued
+						if got != from || (err == nil && !given && !from.Final()) {
+							t.Errorf("the table forbids it: now %s, %v", got, err)
+						}
+					}
+				})
+			}
+		}
+	})
+}
+
+func TestQueuedAgainIsCancelledThroughAWorker(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		spec := newSpec("d1")
+		held := reach(t, s, spec, tasks.Processing)
+		later := start.Add(time.Hour)
+		if err := s.Release(ctx, held, later, attemptOf(held, tasks.OutcomeRetry)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Cancel(ctx, scopeOf(spec), spec.ID, start.Add(time.Minute)); got != tasks.Cancelling || err != nil {
+			t.Fatalf("Cancel: %s, %v", got, err)
+		}
+		tickets, err := s.Dispatch(ctx, "d1", 10, start.Add(time.Minute))
+		if err != nil || len(tickets) != 1 || !tickets[0].Cleanup {
+			t.Fatalf("a cancelled import is due at once, for clean-up: %+v, %v", tickets, err)
+		}
+		c := claim(t, s, spec.Ref(), start.Add(time.Minute))
+		if c.Import.State != tasks.Cancelling || c.Import.Setbacks != 1 || len(c.Import.Attempts) != 1 {
+			t.Errorf("claimed %+v", c.Import)
+		}
+		if _, err := s.Claim(ctx, spec.Ref(), "w2", lease, start); !errors.Is(err, tasks.ErrNotClaimable) {
+			t.Errorf("a second clean-up: %v", err)
+		}
+		if err := s.Canceled(ctx, c.Held, attemptOf(c.Held, "canceled")); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestManyWorkersRaceForOneImport(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		spec := newSpec("d1")
+		create(t, s, spec)
+		var won atomic.Int32
+		var wg sync.WaitGroup
+		for i := range 32 {
+			wg.Go(func() {
+				_, err := s.Claim(t.Context(), spec.Ref(), fmt.Sprint("w", i), lease, start)
+				switch {
+				case err == nil:
+					won.Add(1)
+				case !errors.Is(err, tasks.ErrNotClaimable):
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if won.Load() != 1 {
+			t.Errorf("%d workers claimed one import", won.Load())
+		}
+	})
+}
+
+func TestTwentyCancelsAtOnce(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		for _, from := range []tasks.State{tasks.Queued, tasks.Processing} {
+			spec := newSpec("d1")
+			reach(t, s, spec, from)
+			var accepted, refused atomic.Int32
+			var wg sync.WaitGroup
+			for range 20 {
+				wg.Go(func() {
+					_, err := s.Cancel(t.Context(), scopeOf(spec), spec.ID, start)
+					switch {
+					case err == nil:
+						accepted.Add(1)
+					case errors.Is(err, tasks.ErrCancelRequested):
+						refused.Add(1)
+					default:
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			if accepted.Load() != 1 || refused.Load() != 19 {
+				t.Errorf("from %s: %d accepted, %d refused", from, accepted.Load(), refused.Load())
+			}
+		}
+	})
+}
+
+// TestPublishAndCancelExcludeEachOther races the two steps; whoever comes first
+// decides how the import ends.
+func TestPublishAndCancelExcludeEachOther(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := context.WithoutCancel(t.Context())
+		for range 50 {
+			spec := newSpec("d1")
+			held := reach(t, s, spec, tasks.Processing)
+			var canceled, published error
+			var wg sync.WaitGroup
+			wg.Go(func() { _, canceled = s.Cancel(ctx, scopeOf(spec), spec.ID, start) })
+			wg.Go(func() { published = s.BeginPublish(ctx, held, &tasks.Result{}, start) })
+			wg.Wait()
+			switch {
+			case canceled == nil && errors.Is(published, tasks.ErrCancelCameFirst):
+				wantErr(t, "Succeed", s.Succeed(ctx, held, attemptOf(held, "succeeded")), tasks.ErrCancelCameFirst)
+				if err := s.Canceled(ctx, held, attemptOf(held, "canceled")); err != nil {
+					t.Error(err)
+				}
+			case errors.Is(canceled, tasks.ErrFinished) && published == nil:
+				if err := s.Succeed(ctx, held, attemptOf(held, "succeeded")); err != nil {
+					t.Error(err)
+				}
+			default:
+				t.Fatalf("cancel: %v, publish: %v", canceled, published)
+			}
+		}
+	})
+}
+
+func TestStaleEpochChangesNothing(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		spec := newSpec("d1")
+		old := reach(t, s, spec, tasks.Processing)
+		if err := s.Expire(ctx, old, attemptOf(old, tasks.OutcomeLost), start.Add(lease)); err != nil {
+			t.Fatal(err)
+		}
+		stale := func(when string) {
+			t.Helper()
+			before, err := s.Get(ctx, scopeOf(spec), spec.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = s.Beat(ctx, old, tasks.Progress{Percent: 77}, lease, start)
+			wantErr(t, when+" Beat", err, tasks.ErrFenced)
+			wantErr(t, when+" SaveCheckpoint", s.SaveCheckpoint(ctx, old, []byte("x")), tasks.ErrFenced)
+			wantErr(t, when+" BeginPublish", s.BeginPublish(ctx, old, &tasks.Result{}, start), tasks.ErrFenced)
+			wantErr(t, when+" Succeed", s.Succeed(ctx, old, attemptOf(old, "succeeded")), tasks.ErrFenced)
+			wantErr(t, when+" Fail", s.Fail(ctx, old, tasks.Failure{}, attemptOf(old, "failed")), tasks.ErrFenced)
+			wantErr(t, when+" Canceled", s.Canceled(ctx, old, attemptOf(old, "canceled")), tasks.ErrFenced)
+			wantErr(t, when+" Expire", s.Expire(ctx, old, attemptOf(old, tasks.OutcomeLost), start.Add(time.Hour)), tasks.ErrFenced)
+			after, err := s.Get(ctx, scopeOf(spec), spec.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fmt.Sprintf("%+v", before) != fmt.Sprintf("%+v", after) {
+				t.Errorf("%s, a stale write changed the record:\n%+v\n%+v", when, before, after)
+			}
+		}
+		stale("after the claim ran out")
+		held := claim(t, s, spec.Ref(), start.Add(lease)).Held
+		if held.Epoch != old.Epoch+1 {
+			t.Errorf("epoch %d after %d", held.Epoch, old.Epoch)
+		}
+		wantErr(t, "Release", s.Release(ctx, old, start, attemptOf(old, "x")), tasks.ErrFenced)
+		stale("under the next claim")
+		if got := state(t, s, spec); got != tasks.Processing {
+			t.Errorf("state %s", got)
+		}
+	})
+}
+
+func TestBeat(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		spec := newSpec("d1")
+		held := reach(t, s, spec, tasks.Processing)
+		for _, percent := range []int{10, 42, 7, 100, -3} {
+			if st, err := s.Beat(ctx, held, tasks.Progress{Percent: percent, Stage: tasks.StageCopying, Counters: tasks.Counters{Disk: 1, DoneBytes: 5}}, lease, start.Add(time.Second)); st != tasks.Processing || err != nil {
+				t.Fatalf("Beat: %s, %v", st, err)
+			}
+		}
+		imp, err := s.Get(ctx, scopeOf(spec), spec.ID)
+		if err != nil || imp.Progress != 99 || imp.Stage != tasks.StageCopying || imp.DoneBytes != 5 {
+			t.Errorf("%+v, %v", imp, err)
+		}
+		if late, err := s.Expired(ctx, "d1", start.Add(lease+500*time.Millisecond)); len(late) != 0 || err != nil {
+			t.Errorf("a beat extends the claim: %v, %v", late, err)
+		}
+		if late, err := s.Expired(ctx, "d1", start.Add(lease+time.Second)); len(late) != 1 || err != nil {
+			t.Errorf("without beats it runs out: %v, %v", late, err)
+		}
+		wantErr(t, "Expire too early", s.Expire(ctx, held, attemptOf(held, tasks.OutcomeLost), start.Add(lease)), tasks.ErrFenced)
+		if _, err := s.Cancel(ctx, scopeOf(spec), spec.ID, start); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := s.Beat(ctx, held, tasks.Progress{}, lease, start); st != tasks.Cancelling || err != nil {
+			t.Errorf("a beat brings back the cancel: %s, %v", st, err)
+		}
+	})
+}
+
+func TestCheckpointForgivesCrashes(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		spec := newSpec("d1")
+		create(t, s, spec)
+		now := start
+		for crash := 1; crash <= 3; crash++ {
+			c := claim(t, s, spec.Ref(), now)
+			now = now.Add(lease)
+			if err := s.Expire(ctx, c.Held, attemptOf(c.Held, tasks.OutcomeLost), now); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c := claim(t, s, spec.Ref(), now)
+		if err := s.SaveCheckpoint(ctx, c.Held, nil); err != nil {
+			t.Fatal(err)
+		}
+		if imp, err := s.Get(ctx, scopeOf(spec), spec.ID); err != nil || imp.Crashes != 3 || c.Checkpoint != nil {
+			t.Fatalf("%d crashes, checkpoint %q, %v", imp.Crashes, c.Checkpoint, err)
+		}
+		if err := s.SaveCheckpoint(ctx, c.Held, []byte("half\x00way")); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Release(ctx, c.Held, now, attemptOf(c.Held, tasks.OutcomeDrained)); err != nil {
+			t.Fatal(err)
+		}
+		c = claim(t, s, spec.Ref(), now)
+		if c.Import.Crashes != 0 || c.Import.Setbacks != 0 || string(c.Checkpoint) != "half\x00way" || len(c.Import.Attempts) != 4 {
+			t.Errorf("%+v, checkpoint %q", c.Import, c.Checkpoint)
+		}
+	})
+}
+
+func TestNamesImageIDsAndQuota(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		first := newSpec("d1")
+		first.UniqueName = true
+		held := reach(t, s, first, tasks.Processing)
+
+		other := newSpec("d1")
+		other.UniqueName = true
+		_, _, err := s.Create(ctx, other, tasks.Limits{})
+		wantErr(t, "same name", err, tasks.ErrNameInUse)
+		other.UniqueName = false
+		other.ImageID = first.ImageID
+		_, _, err = s.Create(ctx, other, tasks.Limits{})
+		wantErr(t, "same image id", err, tasks.ErrImageIDInUse)
+		_, _, err = s.Create(ctx, newSpec("d1"), tasks.Limits{Unfinished: 1})
+		wantErr(t, "quota", err, tasks.ErrTooManyImports)
+		if list, err := s.List(ctx, scopeOf(first), 0, 10); len(list) != 1 || err != nil {
+			t.Errorf("a refused import left something: %d, %v", len(list), err)
+		}
+		create(t, s, newSpec("d2")) // another tenant is free to use the name
+
+		if err := s.Fail(ctx, held, tasks.Failure{Code: "x"}, attemptOf(held, "failed")); err != nil {
+			t.Fatal(err)
+		}
+		other.UniqueName = true
+		if _, _, err = s.Create(ctx, other, tasks.Limits{Unfinished: 1}); err != nil {
+			t.Errorf("after the failure name, image id and quota are free: %v", err)
+		}
+	})
+}
+
+func TestClientTokens(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		var ids [6]tasks.ID
+		var fresh atomic.Int32
+		var wg sync.WaitGroup
+		for i := range ids {
+			wg.Go(func() {
+				spec := newSpec("d1")
+				spec.ClientToken, spec.Fingerprint, spec.UniqueName = "t1", "f1", true
+				imp, made, err := s.Create(ctx, spec, tasks.Limits{})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if ids[i] = imp.ID; made {
+					fresh.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if fresh.Load() != 1 || len(slices.Compact(ids[:])) != 1 {
+			t.Errorf("%d imports made for one token: %v", fresh.Load(), ids)
+		}
+		spec := newSpec("d1")
+		spec.ClientToken, spec.Fingerprint = "t1", "f2"
+		_, _, err := s.Create(ctx, spec, tasks.Limits{})
+		wantErr(t, "another request", err, tasks.ErrTokenMismatch)
+		spec.Region = "elsewhere"
+		if _, made, err := s.Create(ctx, spec, tasks.Limits{}); !made || err != nil {
+			t.Errorf("another region: %v, %v", made, err)
+		}
+	})
+}
+
+func TestListIsNewestFirstAndScoped(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		var want []tasks.ID
+		for i := range 25 {
+			spec := newSpec("d1")
+			if i%5 == 0 {
+				spec.Owner.Project = "beta"
+			}
+			create(t, s, spec)
+			want = append([]tasks.ID{spec.ID}, want...)
+		}
+		create(t, s, newSpec("d2"))
+		all := tasks.Scope{Region: region, Tenant: "d1"}
+		var got []tasks.ID
+		for at := 0; at < 30; at += 7 {
+			page, err := s.List(ctx, all, at, 7)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, imp := range page {
+				got = append(got, imp.ID)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("pages\n%v\nwant\n%v", got, want)
+		}
+		for scope, n := range map[tasks.Scope]int{
+			{Region: region, Tenant: "d1", Project: "beta"}:  5,
+			{Region: region, Tenant: "d1", Project: "gamma"}: 0,
+			{Region: "elsewhere", Tenant: "d1"}:              0,
+			{Region: region, Tenant: "d2"}:                   1,
+		} {
+			if page, err := s.List(ctx, scope, 0, 100); len(page) != n || err != nil {
+				t.Errorf("%+v: %d entries, want %d, %v", scope, len(page), n, err)
+			}
+		}
+	})
+}
+
+func TestOthersSeeNothing(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		spec := newSpec("d1")
+		create(t, s, spec)
+		for _, scope := range []tasks.Scope{
+			{Region: region, Tenant: "d2"},
+			{Region: region, Tenant: "d1", Project: "beta"},
+			{Region: "elsewhere", Tenant: "d1"},
+			{Region: region},
+			{Region: region, Tenant: "{d1}"},
+		} {
+			_, err := s.Get(t.Context(), scope, spec.ID)
+			wantErr(t, fmt.Sprintf("Get in %+v", scope), err, tasks.ErrUnknown)
+			_, err = s.Cancel(t.Context(), scope, spec.ID, start)
+			wantErr(t, fmt.Sprintf("Cancel in %+v", scope), err, tasks.ErrUnknown)
+		}
+		for _, id := range []tasks.ID{"", "x", "*", "}:x", tasks.ID(strings.Repeat("x", 4096)), spec.ID + "\x00"} {
+			_, err := s.Get(t.Context(), scopeOf(spec), id)
+			wantErr(t, "Get "+string(id), err, tasks.ErrUnknown)
+			_, err = s.Cancel(t.Context(), scopeOf(spec), id, start)
+			wantErr(t, "Cancel "+string(id), err, tasks.ErrUnknown)
+		}
+		if got := state(t, s, spec); got != tasks.Queued {
+			t.Errorf("state %s", got)
+		}
+	})
+}
+
+// TestNothingIsLeftAfterPurge ends imports in every way and looks at all keys.
+func TestNothingIsLeftAfterPurge(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		for _, to := range []tasks.State{tasks.Succeeded, tasks.Failed, tasks.Canceled} {
+			spec := newSpec("d1")
+			spec.UniqueName, spec.Name = true, string(to)
+			reach(t, s, spec, to)
+		}
+		soon := start.Add(keep)
+		if n, err := s.Purge(ctx, "d1", 10, soon); n != 0 || err != nil {
+			t.Errorf("purged %d before their time, %v", n, err)
+		}
+		late := start.Add(keep + time.Minute)
+		if n, err := s.Purge(ctx, "d1", 2, late); n != 2 || err != nil {
+			t.Errorf("purged %d of 2, %v", n, err)
+		}
+		if n, err := s.Purge(ctx, "d1", 2, late); n != 1 || err != nil {
+			t.Errorf("purged %d of 1, %v", n, err)
+		}
+		if n, err := s.Purge(ctx, "d1", 2, late.Add(2*forgetAfter)); n != 0 || err != nil {
+			t.Errorf("purged %d of 0, %v", n, err)
+		}
+		keys, err := s.rdb.Keys(ctx, "*").Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{keysOf("d1").seq()}; !slices.Equal(keys, want) {
+			t.Errorf("left: %v", keys)
+		}
+	})
+}
+
+func TestBacklog(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		specs := []*tasks.Spec{newSpec("d1"), newSpec("d1"), newSpec("d1")}
+		for i, spec := range specs {
+			spec.RequestedAt = start.Add(time.Duration(i) * time.Second)
+			create(t, s, spec)
+		}
+		if tenants, err := s.Tenants(ctx, start.Add(time.Minute)); err != nil || !slices.Equal(tenants, []tasks.Tenant{"d1"}) {
+			t.Errorf("tenants %v, %v", tenants, err)
+		}
+		now := start.Add(time.Second)
+		if load, err := s.Load(ctx, "d1", now); err != nil || load != (tasks.Load{Due: 2, Waiting: 3}) {
+			t.Errorf("load %+v, %v", load, err)
+		}
+		tickets, err := s.Dispatch(ctx, "d1", 5, now)
+		if err != nil || len(tickets) != 2 || tickets[0].ID != specs[0].ID || tickets[1].ID != specs[1].ID {
+			t.Fatalf("tickets %+v, %v", tickets, err)
+		}
+		claim(t, s, tickets[0].Ref, now)
+		if load, err := s.Load(ctx, "d1", now); err != nil || load != (tasks.Load{Waiting: 1, Dispatched: 1, Running: 1}) {
+			t.Errorf("load %+v, %v", load, err)
+		}
+		lost, err := s.Unclaimed(ctx, "d1", now)
+		if err != nil || len(lost) != 1 || lost[0] != tickets[1] {
+			t.Fatalf("unclaimed %+v, %v", lost, err)
+		}
+		old := lost[0]
+		old.Number--
+		for _, tk := range []tasks.Ticket{tickets[0], old} {
+			if err := s.Recall(ctx, tk, now); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if load, _ := s.Load(ctx, "d1", now); load.Dispatched != 1 {
+			t.Errorf("a claimed import or an old ticket was recalled: %+v", load)
+		}
+		if err := s.Recall(ctx, lost[0], now); err != nil {
+			t.Fatal(err)
+		}
+		again, err := s.Dispatch(ctx, "d1", 1, now)
+		if err != nil || len(again) != 1 || again[0].ID != specs[1].ID || again[0].Number != 2 {
+			t.Errorf("dispatched again: %+v, %v", again, err)
+		}
+	})
+}
+
+func TestOnlyOneLeads(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx := t.Context()
+		lead := func(who string, want bool) {
+			t.Helper()
+			if got, err := s.Lead(ctx, who, time.Minute); got != want || err != nil {
+				t.Errorf("%s leads: %v, %v", who, got, err)
+			}
+		}
+		lead("a", true)
+		lead("b", false)
+		lead("a", true)
+		if err := s.Resign(ctx, "b"); err != nil {
+			t.Fatal(err)
+		}
+		lead("b", false)
+		if err := s.Resign(ctx, "a"); err != nil {
+			t.Fatal(err)
+		}
+		lead("b", true)
+	})
+}
+
+func TestSignals(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store) {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		work, canceled := make(chan struct{}, 100), make(chan tasks.ID, 100)
+		ended := make(chan error, 1)
+		go func() {
+			ended <- s.Listen(ctx, func() { work <- struct{}{} }, func(id tasks.ID) { canceled <- id })
+		}()
+		spec := newSpec("d1")
+		create(t, s, spec)
+		for heard := false; !heard; { // until the subscription stands
+			select {
+			case <-work:
+				heard = true
+			default:
+				s.hint(ctx, workChannel, "")
+			}
+		}
+		if _, err := s.Cancel(ctx, scopeOf(spec), spec.ID, start); err != nil {
+			t.Fatal(err)
+		}
+		if id := <-canceled; id != spec.ID {
+			t.Errorf("heard of %s", id)
+		}
+		stop := errors.New("stop")
+		cancel(stop)
+		wantErr(t, "Listen", <-ended, stop)
+	})
+}
+
+// TestRecordsSurviveACrashOfRedis is the durability that acceptance promises.
+func TestRecordsSurviveACrashOfRedis(t *testing.T) {
+	t.Parallel()
+	server := testenv.StartRedis(t)
+	s := New(server.Client(), keep)
+	spec := newSpec("d1")
+	held := reach(t, s, spec, tasks.Processing)
+	server.Kill()
+	_, err := s.Get(t.Context(), scopeOf(spec), spec.ID)
+	if err == nil {
+		t.Error("a dead Redis answered")
+	}
+	server.Start()
+	if _, err := s.Beat(t.Context(), held, tasks.Progress{Percent: 5}, lease, start); err != nil {
+		t.Errorf("the claim outlives the restart: %v", err)
+	}
+}
