@@ -66,10 +66,13 @@ type Upload interface {
 	//
 	// With resume > 0 the caller wants to go on at that offset of an earlier
 	// attempt's Sync: ok tells whether the first resume bytes are still here,
-	// durable and unchanged. With ok false the disk is empty.
+	// durable and unchanged. With ok false the disk is empty, and the service
+	// takes it that the caller has no other offset of earlier attempts.
 	Disk(ctx context.Context, n int, size, resume int64) (w DiskWriter, ok bool, err error)
 
-	// Publish makes the image visible, whole and durable, in one step.
+	// Publish makes the image visible, whole and durable, in one step. If an
+	// earlier attempt of the import has published it, that image stays as it
+	// is, and Publish succeeds.
 	// ErrShutOut: a later attempt has begun. ErrTaken as for Begin.
 	Publish(ctx context.Context, disks []DiskFacts) error
 
@@ -81,7 +84,8 @@ type Upload interface {
 // DiskWriter takes one disk's guest bytes. What is never written reads as
 // zeros, and costs no space where the service can do without.
 type DiskWriter interface {
-	// WriteAt stores p at off. Calls may come in any order, from one goroutine.
+	// WriteAt stores p at off. Calls may come in any order, from one goroutine,
+	// but write no byte twice.
 	WriteAt(p []byte, off int64) (int, error)
 
 	// Sync makes durable what WriteAt took before the call. It may run
