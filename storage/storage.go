@@ -8,6 +8,7 @@ package storage
 import (
 	"context"
 	"io"
+	"time"
 
 	"vmimport/internal/fault"
 )
@@ -51,8 +52,45 @@ type Object interface {
 	ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error)
 }
 
-// Errors of a Store and an Object, to be tested with errors.Is. Everything else
-// that an adapter returns is of kind fault.Unavailable or fault.Denied.
+// Writable is a Store that objects can be put into: what an installation needs
+// that has no object store of its own. Errors are faults, with these codes where
+// they apply: object_not_found, container_not_found, object_name_invalid,
+// object_name_conflict, object_store_full, and upload_incomplete when the bytes
+// are not those announced.
+type Writable interface {
+	Store
+
+	// Put stores what r gives, whole or not at all, and returns its MD5 in hex.
+	// If r fails, its error is in the chain of Put's.
+	Put(ctx context.Context, loc Location, r io.Reader, want Announced) (md5 string, err error)
+	// Delete removes an object.
+	Delete(loc Location) error
+	// Stat describes an object.
+	Stat(loc Location) (Entry, error)
+	// MakeContainer makes a container, if there is none.
+	MakeContainer(project, container string) error
+	// List returns all objects of a container, sorted by the bytes of their names.
+	List(ctx context.Context, project, container string) ([]Entry, error)
+}
+
+// Announced is what an uploader says in advance about the bytes to come.
+type Announced struct {
+	Size int64  // in bytes; negative: unknown
+	MD5  string // hex; empty: unknown
+}
+
+// Entry describes a stored object. Version is as Object has it; a list may leave
+// it empty.
+type Entry struct {
+	Name    string
+	Size    int64 // bytes
+	ModTime time.Time
+	Version string
+}
+
+// Errors of a Store and an Object, to be tested with errors.Is. An ended ctx
+// comes back as its cause; everything else that an adapter returns is
+// ErrUnavailable or of kind fault.Denied.
 var (
 	ErrNoObject = fault.New(fault.NotFound, "object_not_found",
 		"The object does not exist or cannot be read.").
@@ -60,4 +98,6 @@ var (
 	ErrChanged = fault.New(fault.Conflict, "object_changed",
 		"The object was replaced or removed while it was read.").
 		Try("Leave the object as it is until the import has ended, then ask for the import again.")
+	ErrUnavailable = fault.New(fault.Unavailable, "object_store_unavailable",
+		"The object store did not answer as it should.")
 )

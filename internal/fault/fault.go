@@ -66,6 +66,13 @@ func (e *Error) Try(remedy string) *Error {
 	return &c
 }
 
+// Because returns a copy of e with a cause, for the log.
+func (e *Error) Because(err error) *Error {
+	c := *e
+	c.Err = err
+	return &c
+}
+
 func (e *Error) Error() string {
 	s := e.Code + ": " + e.Message
 	if e.Evidence != "" {

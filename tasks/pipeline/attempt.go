@@ -1,0 +1,290 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"vmimport/imageapi"
+	"vmimport/internal/fault"
+	"vmimport/tasks"
+)
+
+// attempt is one run on one import.
+type attempt struct {
+	r      *Runner
+	imp    *tasks.Import
+	held   tasks.Held
+	region Region
+	began  time.Time
+	heart  *heart
+	log    zerolog.Logger
+
+	from int64 // bytes that a checkpoint saved
+}
+
+// Errors that end an import whose attempts did not get to say why.
+var (
+	errPoison = fault.New(fault.Invalid, "worker_crashed", "The import failed since every worker that ran it stopped.").
+			Try("Check that the image file is intact. If it is, report the import to the operator.")
+	errGaveUp = fault.New(fault.Invalid, "gave_up", "The import failed after too many attempts.").
+			Try("Ask for the import again later.")
+)
+
+// run works on the import and brings its record to what the end calls for.
+func (a *attempt) run(ctx context.Context, saved []byte) (outcome string, err error) {
+	work, stop := context.WithCancelCause(ctx)
+	defer stop(context.Canceled)
+	// The heart outlives the work: the claim must last until the end is written.
+	life, rest := context.WithCancel(context.WithoutCancel(ctx))
+	a.heart = startHeart(life, a, stop)
+	a.r.enlist(a)
+	defer func() {
+		rest()
+		<-a.heart.ended
+		a.r.dismiss(a)
+		a.r.opt.Observe.Ended(a.imp.Region, outcome, a.r.now().Sub(a.began), a.heart.counters(), a.heart.stats.Received.Load())
+	}()
+	a.log.Info().Str("state", string(a.imp.State)).Str("worker", a.r.opt.Worker).Msg("attempt begins")
+	return a.end(work, a.guard(func() error { return a.work(work, saved) }))
+}
+
+func (r *Runner) enlist(a *attempt) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hearts[a.held.ID] = a.heart
+}
+
+func (r *Runner) dismiss(a *attempt) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.hearts[a.held.ID] == a.heart {
+		delete(r.hearts, a.held.ID)
+	}
+}
+
+// guard makes a panic an error, so that the claim is given back and the other
+// imports of this worker live on.
+func (a *attempt) guard(work func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.log.Error().Interface("panic", p).Bytes("stack", debug.Stack()).Msg("attempt panicked")
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return work()
+}
+
+// work makes and publishes the image. It returns nil only if the image is
+// published.
+func (a *attempt) work(ctx context.Context, saved []byte) error {
+	switch {
+	case a.imp.State == tasks.Cancelling:
+		return tasks.ErrUserCanceled
+	case a.imp.Crashes >= a.r.opt.MaxCrashes:
+		return errPoison.Saw("%d times", a.imp.Crashes)
+	case a.imp.Setbacks >= a.r.opt.MaxSetbacks:
+		// The import had failed for good, but its leftovers could not be removed.
+		return errGaveUp
+	}
+	if published, err := a.recognise(ctx); published || err != nil {
+		return err
+	}
+	upload, err := a.region.Images.Begin(ctx, a.imageSpec())
+	if err != nil {
+		return err
+	}
+	defer upload.Close()
+	disks, err := a.copyDisks(ctx, upload, loadCheckpoint(saved))
+	if err != nil {
+		return err
+	}
+	a.heart.enter(tasks.StagePublishing)
+	result := &tasks.Result{Disks: disks}
+	if err := a.r.claims.BeginPublish(ctx, a.held, result, a.r.now()); err != nil {
+		return err
+	}
+	return upload.Publish(ctx, factsOf(disks))
+}
+
+// recognise looks for the image of an earlier attempt of this import that died
+// between publishing and finishing.
+func (a *attempt) recognise(ctx context.Context) (published bool, err error) {
+	img, err := a.region.Images.Get(ctx, a.imp.ImageID)
+	switch {
+	case fault.KindOf(err) == fault.NotFound:
+		return false, nil
+	case err != nil:
+		return false, err
+	case img.ImportID != string(a.imp.ID):
+		return false, imageapi.ErrTaken
+	case a.imp.Result == nil:
+		return false, fmt.Errorf("image %s of this import exists, but its result was never recorded", a.imp.ImageID)
+	}
+	a.log.Info().Msg("image of an earlier attempt recognised")
+	return true, a.r.claims.BeginPublish(ctx, a.held, a.imp.Result, a.r.now())
+}
+
+func (a *attempt) imageSpec() imageapi.Spec {
+	return imageapi.Spec{
+		ImageID:    a.imp.ImageID,
+		ImportID:   string(a.imp.ID),
+		Attempt:    int64(a.held.Epoch),
+		Name:       a.imp.Name,
+		Owner:      a.imp.Owner.Project,
+		Format:     a.imp.TargetFormat,
+		MinRAM:     a.imp.MinRAMMiB,
+		MinDisk:    a.imp.MinDiskGiB,
+		OSType:     a.imp.OSType,
+		CreatedAt:  a.imp.RequestedAt,
+		Properties: map[string]string{"vmimport_region": a.imp.Region, "vmimport_request_id": a.imp.RequestID},
+	}
+}
+
+// The end of an attempt is written even if the attempt's own context is over,
+// with patience for a store or image service that is away for a moment.
+const (
+	endPatience = 20 * time.Second
+	endPause    = 200 * time.Millisecond
+)
+
+// end decides what becomes of the import. ctx is the context that the work ran
+// under; its cause goes before whatever error the work made of it.
+func (a *attempt) end(ctx context.Context, err error) (string, error) {
+	cause := context.Cause(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endPatience)
+	defer cancel()
+	switch {
+	case err == nil:
+		return a.succeed(ctx)
+	case errors.Is(cause, tasks.ErrClaimLost), fault.KindOf(err) == fault.Fenced:
+		a.log.Warn().Err(err).Msg("attempt stops: another worker has the import")
+		return tasks.OutcomeLost, nil
+	case errors.Is(cause, tasks.ErrUserCanceled), errors.Is(err, tasks.ErrUserCanceled), errors.Is(err, tasks.ErrCancelCameFirst):
+		return a.cancel(ctx)
+	case errors.Is(cause, tasks.ErrDraining):
+		return a.release(ctx, tasks.OutcomeDrained, nil)
+	case fault.Retryable(err) && a.imp.Setbacks+1 < a.r.opt.MaxSetbacks:
+		return a.release(ctx, tasks.OutcomeRetry, err)
+	}
+	return a.fail(ctx, err)
+}
+
+func (a *attempt) succeed(ctx context.Context) (string, error) {
+	a.log.Info().Int64("bytes", a.imp.TotalBytes()).Dur("took", a.r.now().Sub(a.began)).Msg("import succeeded")
+	return string(tasks.Succeeded), a.write(ctx, func() error {
+		return a.r.claims.Succeed(ctx, a.held, a.record(string(tasks.Succeeded), nil))
+	})
+}
+
+// cancel removes what was made and ends the import as canceled.
+func (a *attempt) cancel(ctx context.Context) (string, error) {
+	if err := a.cleanUp(ctx); err != nil {
+		return a.release(ctx, tasks.OutcomeRetry, err)
+	}
+	a.log.Info().Msg("import canceled")
+	return string(tasks.Canceled), a.write(ctx, func() error {
+		return a.r.claims.Canceled(ctx, a.held, a.record(string(tasks.Canceled), nil))
+	})
+}
+
+// fail removes what was made and ends the import as failed.
+func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
+	if err := a.cleanUp(ctx); err != nil {
+		return a.release(ctx, tasks.OutcomeRetry, err)
+	}
+	a.log.Warn().Err(cause).Msg("import failed")
+	failure := failureOf(cause)
+	if last := a.lastCause(); errors.Is(cause, errGaveUp) && last != nil {
+		failure = *last
+	}
+	err := a.write(ctx, func() error {
+		return a.r.claims.Fail(ctx, a.held, failure, a.record(string(tasks.Failed), cause))
+	})
+	if errors.Is(err, tasks.ErrCancelCameFirst) {
+		return string(tasks.Canceled), a.write(ctx, func() error {
+			return a.r.claims.Canceled(ctx, a.held, a.record(string(tasks.Canceled), nil))
+		})
+	}
+	return string(tasks.Failed), err
+}
+
+// lastCause is why the latest attempt that says so ended.
+func (a *attempt) lastCause() *tasks.Failure {
+	for i := len(a.imp.Attempts) - 1; i >= 0; i-- {
+		if c := a.imp.Attempts[i].Cause; c != nil {
+			return c
+		}
+	}
+	return nil
+}
+
+// release gives the import back to the queue.
+func (a *attempt) release(ctx context.Context, outcome string, cause error) (string, error) {
+	notBefore := a.r.now()
+	if outcome == tasks.OutcomeRetry {
+		pause := a.r.opt.Backoff(a.imp.Setbacks + 1)
+		// Imports that failed together should not come back together.
+		notBefore = notBefore.Add(pause + time.Duration(rand.Int64N(int64(pause)/4+1)))
+	}
+	a.log.Info().AnErr("cause", cause).Str("outcome", outcome).Time("not_before", notBefore).Msg("import queued again")
+	return outcome, a.write(ctx, func() error {
+		return a.r.claims.Release(ctx, a.held, notBefore, a.record(outcome, cause))
+	})
+}
+
+// cleanUp removes all that this import made.
+func (a *attempt) cleanUp(ctx context.Context) error {
+	a.heart.enter(tasks.StageCleaning)
+	if err := a.region.Images.Remove(ctx, string(a.imp.ID), a.imp.ImageID); err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	return nil
+}
+
+// write repeats do while the store is away. That another worker has the import
+// by then is no failure of this one.
+func (a *attempt) write(ctx context.Context, do func() error) error {
+	for {
+		err := do()
+		switch {
+		case fault.KindOf(err) == fault.Fenced:
+			a.log.Warn().Err(err).Msg("the end of the attempt was not needed any more")
+			return nil
+		case fault.KindOf(err) != fault.Unavailable:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(endPause):
+		}
+	}
+}
+
+// record describes this attempt, as ending now.
+func (a *attempt) record(outcome string, cause error) tasks.Attempt {
+	rec := tasks.Attempt{
+		Epoch: a.held.Epoch, Worker: a.r.opt.Worker, StartedAt: a.began.UTC(), EndedAt: a.r.now().UTC(),
+		Outcome: outcome, FromBytes: a.from,
+	}
+	if a.heart != nil {
+		rec.DoneBytes = a.heart.counters().DoneBytes
+	}
+	if cause != nil {
+		f := failureOf(cause)
+		rec.Cause = &f
+	}
+	return rec
+}
+
+// failureOf puts an error into the customer's words.
+func failureOf(err error) tasks.Failure {
+	e := fault.Of(err)
+	return tasks.Failure{Code: e.Code, Message: e.Message, Evidence: e.Evidence, Remedy: e.Remedy}
+}

@@ -1,0 +1,195 @@
+// Package pipeline runs imports: from the claim on a record to an image that is
+// published, or to nothing left.
+//
+// One attempt is one call of Runner.Handle:
+//
+//	claim -> inspect -> copy, hashing -> verify -> exclude a cancel -> publish -> finish
+//	   \_____________\________________\________/
+//	    on any failure or cancel: remove what was made, then finish or give back
+//
+// Beside it the heart beats: once a second it stores progress, extends the
+// claim and brings back the cancel. When it learns that the attempt must stop,
+// it ends the attempt's context with the reason as its cause; the layers below
+// see plain cancellation, and the reason is read once, at the end.
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"vmimport/imageapi"
+	"vmimport/internal/fault"
+	"vmimport/storage"
+	"vmimport/tasks"
+)
+
+// Region is where imports of one region read from and write to.
+type Region struct {
+	Objects storage.Store
+	Images  imageapi.Images
+}
+
+// Options set up a Runner. All but Worker may be left zero.
+type Options struct {
+	// Worker is this process's name in records and logs.
+	Worker string
+	// Lease is how long a claim lasts without a beat, 8 s by default; BeatEvery
+	// is the time between beats, 1 s by default. Some beats may be lost before
+	// a live worker is taken for dead.
+	Lease     time.Duration
+	BeatEvery time.Duration
+	// Fetch is handed to storage.Fetch; its Pool is shared by all imports.
+	Fetch storage.Options
+	// MaxSetbacks is after how many passing failures an import fails, 12 by
+	// default: with the pauses between them more than an hour.
+	MaxSetbacks int
+	// MaxCrashes is how many workers an import may take down without having
+	// got further, 5 by default.
+	MaxCrashes int
+	// Backoff is the pause after the n-th setback, from 1 on.
+	Backoff func(n int) time.Duration
+	Observe Observer
+	Log     zerolog.Logger
+}
+
+// Observer is told what metrics count. Its methods must not block.
+type Observer interface {
+	// Ended is called once for each attempt, with the attempt's outcome, its
+	// duration, and what it moved.
+	Ended(region, outcome string, took time.Duration, counters tasks.Counters, received int64)
+}
+
+type nobody struct{}
+
+func (nobody) Ended(string, string, time.Duration, tasks.Counters, int64) {}
+
+// Lease is the default of Options.Lease.
+const Lease = 8 * time.Second
+
+// Runner runs attempts. It is safe for concurrent use.
+type Runner struct {
+	claims  tasks.Claims
+	regions map[string]Region
+	opt     Options
+	now     func() time.Time
+
+	mu     sync.Mutex
+	hearts map[tasks.ID]*heart // of the attempts that run here
+}
+
+// New returns a Runner for the given regions.
+func New(claims tasks.Claims, regions map[string]Region, opt Options) *Runner {
+	defaultTo(&opt.Lease, Lease)
+	defaultTo(&opt.BeatEvery, time.Second)
+	defaultTo(&opt.MaxSetbacks, 12)
+	defaultTo(&opt.MaxCrashes, 5)
+	if opt.Backoff == nil {
+		opt.Backoff = backoff
+	}
+	if opt.Observe == nil {
+		opt.Observe = nobody{}
+	}
+	return &Runner{claims: claims, regions: regions, opt: opt, now: time.Now, hearts: map[tasks.ID]*heart{}}
+}
+
+func defaultTo[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// backoff doubles from 5 s up to 10 minutes.
+func backoff(n int) time.Duration {
+	return min(5*time.Second<<min(n-1, 10), 10*time.Minute)
+}
+
+// Handle is a tasks.Handler.
+func (r *Runner) Handle(ctx context.Context, ref tasks.Ref) (outcome string, err error) {
+	claimed, err := r.claims.Claim(ctx, ref, r.opt.Worker, r.opt.Lease, r.now())
+	switch {
+	case fault.KindOf(err) == fault.Fenced:
+		return "", nil // an old ticket; somebody else has it, or it has ended
+	case err != nil:
+		return "", err
+	}
+	a := &attempt{
+		r:      r,
+		imp:    claimed.Import,
+		held:   claimed.Held,
+		began:  r.now(),
+		region: r.regions[claimed.Import.Region],
+		log: r.opt.Log.With().Str("import_id", string(ref.ID)).Int64("epoch", int64(claimed.Held.Epoch)).
+			Str("request_id", claimed.Import.RequestID).Logger(),
+	}
+	if a.region.Images == nil {
+		// Another worker may serve it; this one should not have been asked.
+		err := fault.New(fault.Unavailable, "region_not_served", "The region is not served at present.").Saw("region %s", a.imp.Region)
+		return a.release(ctx, tasks.OutcomeRetry, err)
+	}
+	return a.run(ctx, claimed.Checkpoint)
+}
+
+// Cancel tells the Runner that a cancel was accepted. If the import runs here
+// its heart beats at once, and so learns of it; else nothing happens.
+func (r *Runner) Cancel(id tasks.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if h := r.hearts[id]; h != nil {
+		h.nudge()
+	}
+}
+
+// Running counts the attempts that run here now.
+func (r *Runner) Running() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.hearts)
+}
+
+// Preflight is the cheap part of an attempt, run before an import is accepted.
+type Preflight struct {
+	regions map[string]Region
+	max     map[string]int64
+}
+
+// NewPreflight returns a Preflight for the given regions. maxBytes bounds the
+// disk size by region; a region without a bound takes any.
+func NewPreflight(regions map[string]Region, maxBytes map[string]int64) *Preflight {
+	return &Preflight{regions: regions, max: maxBytes}
+}
+
+// Check implements tasks.Preflight.
+func (p *Preflight) Check(ctx context.Context, spec *tasks.Spec) error {
+	region, ok := p.regions[spec.Region]
+	if !ok {
+		return fmt.Errorf("region %s is not configured", spec.Region)
+	}
+	for i := range spec.Disks {
+		d := &spec.Disks[i]
+		obj, err := region.Objects.Open(ctx, storage.Location(d.Object))
+		if err != nil {
+			return err
+		}
+		d.Bytes, d.Version = obj.Size(), obj.Version()
+		_, size, err := inspect(ctx, obj, d.Format)
+		if err != nil {
+			return err
+		}
+		if most := p.max[spec.Region]; most > 0 && size > most {
+			return fault.New(fault.Invalid, "disk_too_large", "The disk is larger than the region allows.").
+				Saw("%d bytes, at most %d are allowed", size, most)
+		}
+	}
+	switch _, err := region.Images.Get(ctx, spec.ImageID); {
+	case err == nil:
+		return tasks.ErrImageIDInUse
+	case fault.KindOf(err) != fault.NotFound:
+		return err
+	}
+	return nil
+}
