@@ -105,6 +105,7 @@ func (a *attempt) work(ctx context.Context, saved []byte) error {
 		return err
 	}
 	a.heart.enter(tasks.StagePublishing)
+	a.heart.beat(ctx) // the last figures, for the record of a success
 	result := &tasks.Result{Disks: disks}
 	if err := a.r.claims.BeginPublish(ctx, a.held, result, a.r.now()); err != nil {
 		return err

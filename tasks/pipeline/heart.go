@@ -71,6 +71,7 @@ func (h *heart) run(ctx context.Context) {
 	}
 }
 
+// beat may be called by any goroutine.
 func (h *heart) beat(ctx context.Context) {
 	r := h.attempt.r
 	// A beat that hangs must not stand in the way of the next.

@@ -51,7 +51,7 @@ type rig struct {
 	memory  *storagetest.Memory
 	objects *tampered
 	images  imageapi.Images
-	dir     string // of the images
+	dir     string   // of the images
 	made    []string // ids of images that should be there
 	pool    *storage.Pool
 	opt     Options
