@@ -1,0 +1,166 @@
+package fjcloud
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"vmimport/tasks"
+)
+
+type errorBody struct {
+	ErrorCode    string `json:"error_code"`
+	Message      string `json:"message"`
+	ErrorMessage string `json:"error_message"`
+}
+
+type registeredBody struct {
+	ImportID tasks.ID `json:"import_id"`
+}
+
+type listBody struct {
+	Imports []listEntry `json:"imports"`
+}
+
+type listEntry struct {
+	ImportID     tasks.ID    `json:"import_id"`
+	ImportStatus tasks.State `json:"import_status"` // tasks speaks this dialect's words
+	Status       string      `json:"status"`        // a path, despite its name
+}
+
+func statusPath(id tasks.ID) string { return "/v1/imageimport/" + string(id) + "/status" }
+
+// registered is what a record keeps for this dialect: the members that are
+// shown as they were sent, and are not elsewhere in the record.
+type registered struct {
+	Location   string   `json:"location,omitempty"`
+	S3Location string   `json:"s3_location,omitempty"`
+	Checksum   string   `json:"checksum,omitempty"`
+	Details    *details `json:"details,omitempty"`
+}
+
+type statusBody struct {
+	ImportStatus    tasks.State `json:"import_status"`
+	Progress        int         `json:"progress"`
+	Name            string      `json:"name"`
+	DiskFormat      string      `json:"disk_format"`
+	ContainerFormat string      `json:"container_format"`
+	registered
+	ID           string `json:"id"`
+	MinRAM       int64  `json:"min_ram"`
+	MinDisk      int64  `json:"min_disk"`
+	OSType       string `json:"os_type,omitempty"`
+	Conversion   bool   `json:"conversion"`
+	ErrorMessage string `json:"error_message,omitempty"`
+
+	// VMImport holds everything that is not of the original API, so that no
+	// later member of it can collide with ours.
+	VMImport vmimportBody `json:"vmimport"`
+}
+
+type vmimportBody struct {
+	Stage          tasks.Stage       `json:"stage"`
+	DoneBytes      int64             `json:"done_bytes"`
+	TotalBytes     int64             `json:"total_bytes"`
+	BytesPerSecond int64             `json:"bytes_per_second"`
+	Attempt        tasks.Epoch       `json:"attempt"`
+	Retries        int64             `json:"retries"`
+	Stalls         int64             `json:"stalls"`
+	RequestedAt    time.Time         `json:"requested_at"`
+	FinishedAt     time.Time         `json:"finished_at,omitzero"`
+	FailureCode    string            `json:"failure_code,omitempty"`
+	Evidence       string            `json:"evidence,omitempty"`
+	Remedy         string            `json:"remedy,omitempty"`
+	Digests        map[string]string `json:"digests,omitempty"`
+}
+
+func newStatusBody(imp *tasks.Import) (*statusBody, error) {
+	b := &statusBody{
+		ImportStatus:    imp.State,
+		Progress:        imp.Progress,
+		Name:            imp.Name,
+		DiskFormat:      imp.TargetFormat,
+		ContainerFormat: "bare",
+		ID:              imp.ImageID,
+		MinRAM:          imp.MinRAMMiB,
+		MinDisk:         imp.MinDiskGiB,
+		OSType:          imp.OSType,
+		Conversion:      true,
+		VMImport: vmimportBody{
+			Stage:          imp.Stage,
+			DoneBytes:      imp.DoneBytes,
+			TotalBytes:     imp.TotalBytes(),
+			BytesPerSecond: imp.BytesPerSecond,
+			Attempt:        imp.Epoch,
+			Retries:        imp.Retries,
+			Stalls:         imp.Stalls,
+			RequestedAt:    imp.RequestedAt.UTC(),
+			FinishedAt:     imp.FinishedAt.UTC(),
+		},
+	}
+	if len(imp.Details) > 0 {
+		if err := json.Unmarshal(imp.Details, &b.registered); err != nil {
+			return nil, fmt.Errorf("read details of import: %w", err)
+		}
+	}
+	if f := imp.Failure; f != nil && imp.State == tasks.Failed {
+		b.ErrorMessage = sentences(f.Message, f.Evidence, f.Remedy)
+		b.VMImport.FailureCode, b.VMImport.Evidence, b.VMImport.Remedy = f.Code, f.Evidence, f.Remedy
+	}
+	if r := imp.Result; r != nil && imp.State == tasks.Succeeded && len(r.Disks) > 0 {
+		b.VMImport.Digests = maps.Clone(r.Disks[0].Digests)
+	}
+	return b, nil
+}
+
+// maxListed is the length of a list, whatever limit asks for.
+const maxListed = 100
+
+// window reads which part of the list is asked for. Other parameters are
+// ignored.
+func window(query string) (start, limit int, err error) {
+	limit = maxListed
+	if v, given := queryValue(query, "start"); given {
+		if start, err = strconv.Atoi(v); err != nil {
+			return 0, 0, errStart
+		}
+	}
+	if v, given := queryValue(query, "limit"); given {
+		if limit, err = strconv.Atoi(v); err != nil || limit == 0 {
+			return 0, 0, errLimit
+		}
+	}
+	return start, min(limit, maxListed), nil
+}
+
+// queryValue returns the first value of a query parameter, if it is a row of
+// digits, or "". Numbers beyond any list are brought down to one that is.
+//
+// url.ParseQuery would do but for one thing: a value with a broken escape is
+// an invalid value here, not an absent one.
+func queryValue(query, name string) (digits string, given bool) {
+	for pair := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		if key != name {
+			continue
+		}
+		value, err := url.QueryUnescape(value)
+		if err != nil || !isDigits(value) {
+			return "", true
+		}
+		if n, err := strconv.ParseUint(value, 10, 31); err != nil || n > math.MaxInt32 {
+			value = strconv.Itoa(math.MaxInt32)
+		}
+		return value, true
+	}
+	return "", false
+}
+
+func isDigits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}

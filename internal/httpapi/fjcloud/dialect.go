@@ -1,0 +1,288 @@
+// Package fjcloud speaks the VM image import API of FUJITSU Cloud: the REST
+// calls that register an import, show it, list imports and cancel one.
+//
+// It decides what a request means and in which words it is answered; every
+// rule that the dialects share is the Service's. A caller sees the imports of
+// its domain (or of its project, by configuration) that came in through this
+// dialect, and cancels those of its own project. What a request holds beyond
+// the documented members, in older clients a password, is dropped unread.
+package fjcloud
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/google/uuid"
+	"github.com/labstack/echo/v4"
+	"github.com/rs/zerolog"
+
+	"vmimport/internal/auth"
+	"vmimport/tasks"
+)
+
+// Service is what the dialect needs of tasks.Service.
+type Service interface {
+	Register(ctx context.Context, spec *tasks.Spec) (imp *tasks.Import, fresh bool, err error)
+	Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Import, error)
+	List(ctx context.Context, scope tasks.Scope, start, limit int) ([]*tasks.Import, error)
+	Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tasks.State, error)
+}
+
+// Profile is the generation of a region: which calls and values it offers.
+type Profile string
+
+// The profiles.
+const (
+	Gen3    Profile = "gen3"    // jp-east-3, jp-west-3
+	Classic Profile = "classic" // all regions before these
+)
+
+// ListScope says whose imports a caller sees.
+type ListScope string
+
+// The scopes.
+const (
+	ListDomain  ListScope = "domain"  // those of every project of its domain
+	ListProject ListScope = "project" // those of its own project
+)
+
+// Name is what a record made through this dialect has as its Dialect.
+const Name = "fjcloud"
+
+// Options of a Dialect. The zero value is a gen3 region that lists by domain.
+type Options struct {
+	Profile   Profile   // "": Gen3
+	ListScope ListScope // "": ListDomain
+
+	// Extensions of object names that are accepted beside the documented ones,
+	// whatever hypervisor the image is said to come from, such as ".raw". Each
+	// must be a key of Formats.
+	Extensions []string
+	// LegacyOSTypes accepts os_type values of releases long gone.
+	LegacyOSTypes bool
+	// TargetFormat is what images are stored as; "": "raw".
+	TargetFormat string
+	// RequiredRole is a role without which a token opens nothing; "": none.
+	RequiredRole string
+
+	// NewID makes the ids of imports and images, canonical lower-case UUIDs;
+	// nil: random ones.
+	NewID func() string
+}
+
+// Formats says what an extension declares about an object, as tasks.Disk.Format.
+var Formats = map[string]string{
+	".vmdk":  "vmdk",
+	".qcow2": "qcow2",
+	".raw":   "raw",
+	".img":   "raw",
+	".vhd":   "vhd",
+	".vhdx":  "vhdx",
+	".vdi":   "vdi",
+	".ova":   "ova",
+	".gz":    "gzip",
+}
+
+// Dialect is the API of one region.
+type Dialect struct {
+	region  string
+	service Service
+	tokens  auth.TokenAuthenticator
+	opts    Options
+	version string // in a location
+}
+
+// New returns the dialect of a region.
+func New(region string, service Service, tokens auth.TokenAuthenticator, opts Options) (*Dialect, error) {
+	opts.Profile = cmp.Or(opts.Profile, Gen3)
+	opts.ListScope = cmp.Or(opts.ListScope, ListDomain)
+	opts.TargetFormat = cmp.Or(opts.TargetFormat, "raw")
+	if opts.NewID == nil {
+		opts.NewID = uuid.NewString
+	}
+	d := &Dialect{region: region, service: service, tokens: tokens, opts: opts}
+	switch opts.Profile {
+	case Gen3:
+		d.version = "v2"
+	case Classic:
+		d.version = "v1"
+	default:
+		return nil, fmt.Errorf("fjcloud: unknown profile %q", opts.Profile)
+	}
+	if opts.ListScope != ListDomain && opts.ListScope != ListProject {
+		return nil, fmt.Errorf("fjcloud: unknown list scope %q", opts.ListScope)
+	}
+	if region == "" {
+		return nil, errors.New("fjcloud: a region needs a name")
+	}
+	for _, ext := range opts.Extensions {
+		if Formats[ext] == "" {
+			return nil, fmt.Errorf("fjcloud: no format is known for the extension %q", ext)
+		}
+	}
+	return d, nil
+}
+
+// Mount adds the routes to e.
+func (d *Dialect) Mount(e *echo.Echo) {
+	e.POST("/v1/imageimport", d.authenticated(d.register))
+	e.GET("/v1/imageimport", d.authenticated(d.list))
+	e.GET("/v1/imageimport/:import_id/status", d.authenticated(d.status))
+	if d.opts.Profile == Gen3 {
+		e.POST("/v1/imageimport/:import_id/cancel", d.authenticated(d.cancel))
+	}
+}
+
+// maxTokenBytes is far above what an identity service issues, and keeps what it
+// is asked about short.
+const maxTokenBytes = 16 << 10
+
+// authenticated finds out who calls, and lets in those who may.
+func (d *Dialect) authenticated(next func(echo.Context, *auth.Identity) error) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		ctx := c.Request().Context()
+		token := c.Request().Header.Get("X-Auth-Token")
+		if token == "" || len(token) > maxTokenBytes {
+			return auth.ErrNoIdentity
+		}
+		who, err := d.tokens.Authenticate(ctx, token)
+		if err != nil {
+			return fmt.Errorf("authenticate: %w", err)
+		}
+		// Without a domain the caller would share the records of everybody
+		// else who has none.
+		if who.ProjectID == "" || who.DomainID == "" {
+			return errNoProject
+		}
+		if role := d.opts.RequiredRole; role != "" && !slices.Contains(who.Roles, role) {
+			return errNoRole
+		}
+		annotate(c, "project", who.ProjectID)
+		return next(c, who)
+	}
+}
+
+// annotate adds a fact to the line that the server logs about the request.
+func annotate(c echo.Context, key, value string) {
+	zerolog.Ctx(c.Request().Context()).UpdateContext(func(l zerolog.Context) zerolog.Context {
+		return l.Str(key, value)
+	})
+}
+
+// visible is what a caller may see.
+func (d *Dialect) visible(who *auth.Identity) tasks.Scope {
+	scope := d.owned(who)
+	if d.opts.ListScope == ListDomain {
+		scope.Project = ""
+	}
+	return scope
+}
+
+// owned is what a caller may change.
+func (d *Dialect) owned(who *auth.Identity) tasks.Scope {
+	return tasks.Scope{Region: d.region, Tenant: tasks.Tenant(who.DomainID), Project: who.ProjectID}
+}
+
+// find returns the import that the path names, if it is in scope.
+func (d *Dialect) find(c echo.Context, scope tasks.Scope) (*tasks.Import, error) {
+	id, ok := canonicalUUID(c.Param("import_id"))
+	if !ok {
+		return nil, tasks.ErrUnknown
+	}
+	annotate(c, "import_id", id)
+	imp, err := d.service.Get(c.Request().Context(), scope, tasks.ID(id))
+	if err != nil {
+		return nil, fmt.Errorf("find import: %w", err)
+	}
+	if imp.Dialect != Name {
+		return nil, tasks.ErrUnknown
+	}
+	return imp, nil
+}
+
+func (d *Dialect) register(c echo.Context, who *auth.Identity) error {
+	body, err := readBody(c.Request().Body)
+	if err != nil {
+		return err
+	}
+	spec, err := d.parse(body, who.ProjectID)
+	if err != nil {
+		return err
+	}
+	spec.ID = tasks.ID(d.opts.NewID())
+	if spec.ImageID == "" {
+		spec.ImageID = d.opts.NewID()
+	}
+	spec.Owner = tasks.Owner{Tenant: tasks.Tenant(who.DomainID), Project: who.ProjectID, User: who.UserID}
+	spec.Dialect = Name
+	spec.Region = d.region
+	spec.TargetFormat = d.opts.TargetFormat
+	spec.RequestID = c.Response().Header().Get(echo.HeaderXRequestID)
+	annotate(c, "import_id", string(spec.ID))
+
+	imp, _, err := d.service.Register(c.Request().Context(), spec)
+	if err != nil {
+		return fmt.Errorf("register import: %w", err)
+	}
+	c.Response().Header().Set(echo.HeaderLocation, statusPath(imp.ID))
+	return c.JSON(http.StatusCreated, registeredBody{imp.ID})
+}
+
+func (d *Dialect) status(c echo.Context, who *auth.Identity) error {
+	imp, err := d.find(c, d.visible(who))
+	if err != nil {
+		return err
+	}
+	body, err := newStatusBody(imp)
+	if err != nil {
+		return err
+	}
+	return c.JSON(http.StatusOK, body)
+}
+
+func (d *Dialect) list(c echo.Context, who *auth.Identity) error {
+	start, limit, err := window(c.Request().URL.RawQuery)
+	if err != nil {
+		return err
+	}
+	imports, err := d.service.List(c.Request().Context(), d.visible(who), start, limit)
+	if err != nil {
+		return fmt.Errorf("list imports: %w", err)
+	}
+	body := listBody{Imports: []listEntry{}}
+	for _, imp := range imports {
+		// Filtered after the window was cut: windows still join without gap
+		// or overlap, however many entries of another dialect lie between.
+		if imp.Dialect == Name {
+			body.Imports = append(body.Imports, listEntry{imp.ID, imp.State, statusPath(imp.ID)})
+		}
+	}
+	return c.JSON(http.StatusOK, body)
+}
+
+func (d *Dialect) cancel(c echo.Context, who *auth.Identity) error {
+	imp, err := d.find(c, d.owned(who))
+	if err != nil {
+		return err
+	}
+	// Which of two simultaneous requests is accepted is decided in here; what
+	// find saw is used for nothing but the dialect, which never changes.
+	if _, err := d.service.Cancel(c.Request().Context(), d.owned(who), imp.ID); err != nil {
+		return fmt.Errorf("cancel import: %w", err)
+	}
+	return c.NoContent(http.StatusAccepted)
+}
+
+// canonicalUUID reports whether s has the form 8-4-4-4-12 in hex digits of
+// either case, and returns it in lower case.
+func canonicalUUID(s string) (string, bool) {
+	if len(s) != 36 { // Parse also knows other forms, all of other lengths
+		return "", false
+	}
+	id, err := uuid.Parse(s)
+	return id.String(), err == nil
+}

@@ -1,0 +1,218 @@
+package fjcloud_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"vmimport/internal/auth"
+	"vmimport/internal/fault"
+	"vmimport/internal/httpapi"
+	"vmimport/internal/httpapi/fjcloud"
+	"vmimport/storage"
+	"vmimport/tasks"
+)
+
+const (
+	alicesProject = "6f0b1c2d3e4f5a6b7c8d9e0f1a2b3c4d"
+	bobsProject   = "0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b" // of the same domain
+	carolsProject = "ca401ca401ca401ca401ca401ca401ca" // of another
+)
+
+// callers by their tokens.
+var callers = map[string]*auth.Identity{
+	"alice":     {UserID: "u-alice", ProjectID: alicesProject, DomainID: "contract01", Roles: []string{"importer"}},
+	"bob":       {UserID: "u-bob", ProjectID: bobsProject, DomainID: "contract01", Roles: []string{"reader"}},
+	"carol":     {UserID: "u-carol", ProjectID: carolsProject, DomainID: "contract02", Roles: []string{"importer"}},
+	"dora":      {UserID: "u-dora", DomainID: "contract01", Roles: []string{"importer"}},
+	"no-domain": {UserID: "u-eve", ProjectID: alicesProject, Roles: []string{"importer"}},
+}
+
+type fakeTokens struct{}
+
+func (fakeTokens) Authenticate(_ context.Context, token string) (*auth.Identity, error) {
+	if token == "identity-service-down" {
+		return nil, fault.Wrap(errors.New("dial tcp 10.0.0.7:5000: refused"), fault.Unavailable, "keystone_unavailable", "The identity service does not answer.")
+	}
+	if who := callers[token]; who != nil {
+		return who, nil
+	}
+	return nil, auth.ErrNoIdentity
+}
+
+// fakeService keeps imports in memory, by the contract of tasks.Records.
+type fakeService struct {
+	mu      sync.Mutex
+	imports []*tasks.Import // oldest first
+	now     time.Time
+	fails   error // of the next call
+}
+
+func newFakeService() *fakeService {
+	return &fakeService{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+}
+
+// enter locks the fake and returns what the call is to fail with.
+func (f *fakeService) enter() error {
+	f.mu.Lock()
+	err := f.fails
+	f.fails = nil
+	return err
+}
+
+func (f *fakeService) Register(_ context.Context, spec *tasks.Spec) (*tasks.Import, bool, error) {
+	defer f.mu.Unlock()
+	if err := f.enter(); err != nil {
+		return nil, false, err
+	}
+	for i := range spec.Disks {
+		disk := &spec.Disks[i]
+		if strings.Contains(disk.Object.Name, "missing") {
+			return nil, false, storage.ErrNoObject
+		}
+		disk.Bytes, disk.Version = 4<<30, "v1"
+	}
+	if slices.ContainsFunc(f.imports, func(i *tasks.Import) bool { return i.ImageID == spec.ImageID && !i.State.Final() }) {
+		return nil, false, tasks.ErrImageIDInUse
+	}
+	f.now = f.now.Add(time.Second)
+	spec.RequestedAt = f.now
+	imp := &tasks.Import{Spec: *spec, State: tasks.Queued, Stage: tasks.StageWaiting}
+	f.imports = append(f.imports, imp)
+	return clone(imp), true, nil
+}
+
+func clone(imp *tasks.Import) *tasks.Import { c := *imp; return &c }
+
+func inScope(imp *tasks.Import, s tasks.Scope) bool {
+	return imp.Region == s.Region && imp.Owner.Tenant == s.Tenant && (s.Project == "" || imp.Owner.Project == s.Project)
+}
+
+func (f *fakeService) find(s tasks.Scope, id tasks.ID) (*tasks.Import, error) {
+	for _, imp := range f.imports {
+		if imp.ID == id && inScope(imp, s) {
+			return imp, nil
+		}
+	}
+	return nil, tasks.ErrUnknown
+}
+
+func (f *fakeService) Get(_ context.Context, s tasks.Scope, id tasks.ID) (*tasks.Import, error) {
+	defer f.mu.Unlock()
+	if err := f.enter(); err != nil {
+		return nil, err
+	}
+	imp, err := f.find(s, id)
+	if err != nil {
+		return nil, err
+	}
+	return clone(imp), nil
+}
+
+func (f *fakeService) List(_ context.Context, s tasks.Scope, start, limit int) ([]*tasks.Import, error) {
+	defer f.mu.Unlock()
+	if err := f.enter(); err != nil {
+		return nil, err
+	}
+	var list []*tasks.Import
+	for _, imp := range slices.Backward(f.imports) {
+		if inScope(imp, s) {
+			list = append(list, imp)
+		}
+	}
+	start = min(start, len(list))
+	list = list[start:min(start+limit, len(list))]
+	for i, imp := range list {
+		list[i] = clone(imp)
+	}
+	return list, nil
+}
+
+func (f *fakeService) Cancel(_ context.Context, s tasks.Scope, id tasks.ID) (tasks.State, error) {
+	defer f.mu.Unlock()
+	if err := f.enter(); err != nil {
+		return "", err
+	}
+	imp, err := f.find(s, id)
+	if err != nil {
+		return "", err
+	}
+	switch imp.State {
+	case tasks.Queued:
+		imp.State, imp.FinishedAt, imp.Stage = tasks.Canceled, f.now, tasks.StageDone
+	case tasks.Processing:
+		imp.State, imp.Stage = tasks.Cancelling, tasks.StageCleaning
+	case tasks.Cancelling, tasks.Canceled:
+		return "", tasks.ErrCancelRequested
+	default:
+		return "", tasks.ErrFinished
+	}
+	return imp.State, nil
+}
+
+// change alters the newest import behind the API's back, as workers do.
+func (f *fakeService) change(do func(*tasks.Import)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	do(f.imports[len(f.imports)-1])
+}
+
+// world is a server with regions of all kinds, told apart by host.
+type world struct {
+	http.Handler
+	service *fakeService
+	log     *lockedBuffer
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	w := &world{service: newFakeService(), log: &lockedBuffer{}}
+	var serial atomic.Int64
+	newID := func() string { return fmt.Sprintf("c0ffee00-0000-4000-8000-%012d", serial.Add(1)) }
+	var regions []httpapi.Region
+	for _, r := range []struct {
+		name string
+		opts fjcloud.Options
+	}{
+		{"gen3", fjcloud.Options{}}, // the first, and so for any other host
+		{"classic", fjcloud.Options{Profile: fjcloud.Classic}},
+		{"strict", fjcloud.Options{ListScope: fjcloud.ListProject, RequiredRole: "importer"}},
+		{"lax", fjcloud.Options{LegacyOSTypes: true, Extensions: []string{".raw", ".img", ".gz"}, TargetFormat: "qcow2"}},
+	} {
+		r.opts.NewID = newID
+		d, err := fjcloud.New(r.name, w.service, fakeTokens{}, r.opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		regions = append(regions, httpapi.Region{ID: r.name, Hosts: []string{r.name + ".example.test"}, Dialect: d})
+	}
+	w.Handler = httpapi.New(httpapi.Options{FJcloud: regions, Log: zerolog.New(w.log)})
+	return w
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}

@@ -1,0 +1,90 @@
+package fjcloud_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"testing"
+	"time"
+
+	"vmimport/internal/fault"
+	"vmimport/internal/httpapi/httpapitest"
+	"vmimport/storage"
+	"vmimport/tasks"
+)
+
+// failures that a transcript can call for by name.
+var failures = map[string]error{
+	"object-missing":  storage.ErrNoObject,
+	"object-changed":  storage.ErrChanged,
+	"object-denied":   fault.New(fault.Denied, "access_denied", "The object store refuses access."),
+	"format-mismatch": fault.New(fault.Invalid, "format_mismatch", "The object was declared as a VMDK image, but is a raw disk image.").Saw("detected format: raw").Try("Rename it."),
+	"object-empty":    fault.New(fault.Invalid, "object_empty", "The object is empty."),
+	"id-in-use":       tasks.ErrImageIDInUse,
+	"quota":           tasks.ErrTooManyImports,
+	"disk-quota":      fault.New(fault.Exhausted, "disk_quota", "The disk quota is used up."),
+	"store-down":      fault.Wrap(errors.New("dial tcp 10.0.0.5:6379: refused"), fault.Unavailable, "store_unavailable", "The record store is not available."),
+	"timeout":         fmt.Errorf("read record: %w", context.DeadlineExceeded),
+	"bug":             errors.New("index out of range in /srv/vmimport/tasks"),
+	"fenced":          tasks.ErrFenced,
+}
+
+func TestTranscripts(t *testing.T) {
+	t.Parallel()
+	httpapitest.Run(t, "testdata/*.txt", func(t *testing.T) (http.Handler, httpapitest.Actions) {
+		w := newWorld(t)
+		return w, httpapitest.Actions{
+			// fail NAME: the service's next call fails.
+			"fail": func(t *testing.T, args []string) {
+				w.service.fails = failures[args[0]]
+				if w.service.fails == nil {
+					t.Fatalf("no failure %q", args[0])
+				}
+			},
+			// state STATE [PERCENT]: a worker brought the newest import there.
+			"state": func(t *testing.T, args []string) {
+				w.service.change(func(imp *tasks.Import) { advance(t, imp, args) })
+			},
+			// dialect NAME: the newest import came in through another dialect.
+			"dialect": func(_ *testing.T, args []string) {
+				w.service.change(func(imp *tasks.Import) { imp.Dialect = args[0] })
+			},
+		}
+	})
+}
+
+func advance(t *testing.T, imp *tasks.Import, args []string) {
+	imp.State = tasks.State(args[0])
+	if len(args) > 1 {
+		percent, err := strconv.Atoi(args[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		imp.Progress = percent
+	}
+	switch imp.State {
+	case tasks.Processing:
+		imp.Epoch++
+		imp.Stage = tasks.StageCopying
+		imp.Counters = tasks.Counters{Disk: 1, DoneBytes: imp.TotalBytes() * int64(imp.Progress) / 100, BytesPerSecond: 300 << 20, Retries: 2, Stalls: 1}
+	case tasks.Queued:
+		imp.Stage = tasks.StageWaiting
+	default:
+		imp.Stage = tasks.StageDone
+	}
+	if imp.State.Final() {
+		imp.FinishedAt = imp.RequestedAt.Add(time.Minute)
+	}
+	switch imp.State {
+	case tasks.Failed:
+		imp.Failure = &tasks.Failure{
+			Code: "checksum_mismatch", Message: "Checksum of the image file does not match.",
+			Evidence: "declared 2fd4e1c6…, found da39a3ee…", Remedy: "Compare the object with your file and upload it again.",
+		}
+	case tasks.Succeeded:
+		imp.Progress = 100
+		imp.Result = &tasks.Result{Disks: []tasks.DiskResult{{Digests: map[string]string{"sha1": "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12"}}}}
+	}
+}
