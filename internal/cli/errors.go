@@ -1,0 +1,112 @@
+package cli
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode"
+
+	"vmimport/internal/client"
+	"vmimport/internal/fault"
+	"vmimport/tasks"
+)
+
+// Exit is an error that decides the exit code.
+type Exit struct {
+	Code     int
+	Err      error
+	ImportID tasks.ID // what it is about; may be empty
+	Hints    []string // what to type next; may be nil
+}
+
+func (e *Exit) Error() string { return e.Err.Error() }
+
+// Unwrap returns the error itself.
+func (e *Exit) Unwrap() error { return e.Err }
+
+// Usagef returns a usage error: ExitUsage, and a message as by fmt.Errorf.
+func Usagef(format string, args ...any) error {
+	return &Exit{Code: ExitUsage, Err: fmt.Errorf(format, args...)}
+}
+
+// Outcome returns nil for an import that succeeded, and for one that failed or
+// was canceled an error that explains it and has the exit code for it.
+func Outcome(imp *client.Import) error {
+	switch imp.State {
+	case tasks.Succeeded:
+		return nil
+	case tasks.Canceled:
+		return &Exit{Code: ExitCanceled, Err: errors.New("the import was canceled"), ImportID: imp.ImportID}
+	case tasks.Failed:
+		return &Exit{Code: ExitFailed, Err: &failedError{imp}, ImportID: imp.ImportID}
+	default:
+		return &Exit{Code: ExitError, Err: fmt.Errorf("the import is %s", imp.State), ImportID: imp.ImportID}
+	}
+}
+
+type failedError struct{ imp *client.Import }
+
+func (e *failedError) Error() string {
+	if e.imp.ErrorMessage == "" {
+		return "the import failed"
+	}
+	return "the import failed: " + e.imp.Reason()
+}
+
+// report is an error as Main prints it.
+type report struct {
+	Message    string   `json:"message"`        // what failed, and what was seen
+	Code       string   `json:"code,omitempty"` // of the API, or of the import's failure
+	HTTPStatus int      `json:"http_status,omitempty"`
+	ImportID   tasks.ID `json:"import_id,omitempty"`
+	Remedy     string   `json:"remedy,omitempty"`
+	ExitCode   int      `json:"exit_code"`
+	hints      []string
+}
+
+// describe collects what the errors in err's chain know.
+func describe(err error, code int) report {
+	r := report{Message: err.Error(), ExitCode: code}
+	if e, ok := errors.AsType[*Exit](err); ok {
+		r.ImportID, r.hints = e.ImportID, e.Hints
+	}
+	if e, ok := errors.AsType[*client.Error](err); ok {
+		r.Code, r.HTTPStatus = e.Code, e.Status
+	}
+	if e, ok := errors.AsType[*failedError](err); ok {
+		r.Code, r.Remedy = e.imp.Extra.FailureCode, e.imp.Extra.Remedy
+	}
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		r.Code, r.Remedy = e.Code, e.Remedy
+	}
+	return r
+}
+
+func (r report) print(w io.Writer, asJSON bool) {
+	if asJSON {
+		_ = json.NewEncoder(w).Encode(map[string]report{"error": r})
+		return
+	}
+	fmt.Fprintf(w, "vmimport: %s\n", clean(r.Message))
+	for _, part := range [][2]string{{"import", string(r.ImportID)}, {"remedy", r.Remedy}} {
+		if part[1] != "" {
+			fmt.Fprintf(w, "  %s: %s\n", part[0], clean(part[1]))
+		}
+	}
+	for _, hint := range r.hints {
+		fmt.Fprintf(w, "  %s\n", clean(hint))
+	}
+}
+
+// clean makes text from elsewhere safe for a terminal: no control character but
+// the end of a line, and so no escape sequence, gets through.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s)
+}
