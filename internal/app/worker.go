@@ -1,0 +1,125 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"vmimport/internal/config"
+	"vmimport/internal/httpapi"
+	"vmimport/storage"
+	"vmimport/tasks"
+	"vmimport/tasks/pipeline"
+	"vmimport/tasks/queue"
+)
+
+// Worker runs imports.
+type Worker struct {
+	*parts
+	runner     *pipeline.Runner
+	dispatcher *queue.Dispatcher
+	server     *queue.Server
+	health     *httpapi.Server
+	log        zerolog.Logger
+}
+
+// NewWorker returns the worker that cfg describes. Nothing is contacted yet.
+func NewWorker(cfg *config.Config, log zerolog.Logger) (*Worker, error) {
+	p, err := open(cfg)
+	if err != nil {
+		return nil, err
+	}
+	name := instance()
+	log = log.With().Str("worker", name).Logger()
+	pool := storage.NewPool(int64(cfg.Worker.Memory), int64(cfg.Worker.Chunk))
+	metrics := newAttemptMetrics()
+	w := &Worker{parts: p, log: log}
+	w.runner = pipeline.New(p.store, p.regions, pipeline.Options{
+		Worker: name,
+		Fetch: storage.Options{
+			Pool:       pool,
+			Parallel:   cfg.Worker.Parallel,
+			StallAfter: cfg.Worker.StallAfter,
+			Digests:    cfg.Worker.Digests,
+			MarkEvery:  int64(cfg.Worker.CheckpointEvery),
+		},
+		Observe: metrics,
+		Log:     log,
+	})
+	w.dispatcher = queue.NewDispatcher(p.store, p.store, queue.New(p.rdb), name, pipeline.Lease, log)
+	w.dispatcher.OnCancel = w.runner.Cancel
+	w.server = queue.NewServer(p.rdb, queue.ServerOptions{
+		Concurrency:  cfg.Worker.Concurrency,
+		DrainTimeout: cfg.Worker.DrainTimeout,
+		Log:          log,
+	})
+	registry := newRegistry(metrics.collectors()...)
+	registry.MustRegister(workerGauges(w.runner, pool, w.dispatcher)...)
+	w.health = httpapi.New(httpapi.Options{
+		OperatorToken: cfg.Operator.Token,
+		OpenMetrics:   cfg.Operator.OpenMetrics,
+		Checks:        []httpapi.Check{{Name: "redis", Func: p.redisReady(cfg.Redis.RequireDurable)}},
+		Registry:      registry,
+		Log:           log,
+	})
+	return w, nil
+}
+
+// sweepEvery is the time between searches for leftovers of imports that ended.
+// There should be none: each import cleans up after itself.
+const sweepEvery = time.Hour
+
+// sweep removes leftovers until ctx ends, on the worker that leads.
+func (w *Worker) sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if !w.dispatcher.Leading() {
+			continue
+		}
+		for _, images := range w.images {
+			n, err := images.Sweep(ctx, func(id string) (bool, error) { return w.unfinished(ctx, tasks.ID(id)) })
+			if n > 0 || err != nil {
+				w.log.Warn().Err(err).Int("imports", n).Msg("leftovers of ended imports swept")
+			}
+		}
+	}
+}
+
+// unfinished looks for an import among all tenants. Those that are not due for
+// the dispatcher have nothing unfinished.
+func (w *Worker) unfinished(ctx context.Context, id tasks.ID) (bool, error) {
+	tenants, err := w.store.Tenants(ctx, time.Now())
+	if err != nil {
+		return false, err
+	}
+	for _, t := range tenants {
+		if is, err := w.store.Unfinished(ctx, tasks.Ref{Tenant: t, ID: id}); is || err != nil {
+			return is, err
+		}
+	}
+	return false, nil
+}
+
+// Run works until ctx ends, and then until every import that runs here has been
+// given back to the queue. ln is for health and metrics, and may be nil. Run
+// closes it and all that NewWorker opened.
+func (w *Worker) Run(ctx context.Context, ln net.Listener) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.server.Run(ctx, w.runner.Handle) })
+	g.Go(func() error { return w.dispatcher.Run(ctx) })
+	g.Go(func() error { return w.sweep(ctx) })
+	if ln != nil {
+		g.Go(func() error { return w.health.Serve(ctx, ln) })
+	}
+	return errors.Join(g.Wait(), w.close())
+}

@@ -1,0 +1,279 @@
+// Package config reads the service's configuration: defaults, then one YAML
+// file, then the environment, then flags; each overrides the one before. A key
+// that is unknown is an error, and Validate reports every problem at once.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"vmimport/internal/secret"
+)
+
+// Config is the configuration of an API or worker process. Both read the same
+// file; each uses its part.
+type Config struct {
+	Redis    Redis    `yaml:"redis"`
+	Listen   string   `yaml:"listen"` // of the API, host:port
+	Operator Operator `yaml:"operator"`
+	Log      Log      `yaml:"log"`
+	Records  Records  `yaml:"records"`
+	Limits   Limits   `yaml:"limits"`
+	HTTP     HTTP     `yaml:"http"`
+	Worker   Worker   `yaml:"worker"`
+	Regions  []Region `yaml:"regions"`
+}
+
+// Redis is where the records and the queue are.
+type Redis struct {
+	// URL is redis://, rediss:// (TLS) or unix://, with user, password and
+	// database as go-redis reads them.
+	URL secret.Text `yaml:"url"`
+	// RequireDurable makes the API unready while Redis would lose accepted
+	// imports in a crash or under memory pressure.
+	RequireDurable bool `yaml:"require_durable"`
+}
+
+// Operator opens metrics and the queue monitor.
+type Operator struct {
+	TokenFile string      `yaml:"token_file"`
+	Token     secret.Text `yaml:"-"` // from TokenFile or the environment
+	// OpenMetrics serves /metrics without the token.
+	OpenMetrics bool `yaml:"open_metrics"`
+}
+
+// Log is what is logged, as JSON on standard error.
+type Log struct {
+	Level string `yaml:"level"` // debug, info, warn or error
+}
+
+// Records says how long records live.
+type Records struct {
+	Retention time.Duration `yaml:"retention"` // of finished imports
+}
+
+// Limits are per tenant.
+type Limits struct {
+	Unfinished int `yaml:"unfinished_imports"` // 0 for no bound
+}
+
+// HTTP sets up the API's server.
+type HTTP struct {
+	// TrustedProxies are CIDR blocks whose X-Forwarded-For is believed.
+	TrustedProxies []string `yaml:"trusted_proxies"`
+}
+
+// Worker sets up a worker process.
+type Worker struct {
+	Listen      string `yaml:"listen"`      // health and metrics; empty for none
+	Concurrency int    `yaml:"concurrency"` // imports at a time
+	// Memory is for the buffers of all imports together. The process needs
+	// some 40 MiB more.
+	Memory ByteSize `yaml:"memory"`
+	Chunk  ByteSize `yaml:"chunk"` // of one range request
+	// Parallel is the most range requests in flight for one import.
+	Parallel int `yaml:"parallel"`
+	// StallAfter is how long a range request may go without a byte.
+	StallAfter time.Duration `yaml:"stall_after"`
+	// Digests are computed besides SHA-1: md5, sha256, sha512.
+	Digests []string `yaml:"digests"`
+	// CheckpointEvery is how much an import may have to read again.
+	CheckpointEvery ByteSize      `yaml:"checkpoint_every"`
+	DrainTimeout    time.Duration `yaml:"drain_timeout"`
+}
+
+// Region is one region that the process serves.
+type Region struct {
+	ID      string   `yaml:"id"`
+	Hosts   []string `yaml:"hosts"` // of its API; the first region also serves all others
+	FJcloud *FJcloud `yaml:"fjcloud"`
+	Objects Objects  `yaml:"objects"`
+	Images  Images   `yaml:"images"`
+	MaxDisk ByteSize `yaml:"max_disk"` // largest virtual disk, 0 for no bound
+}
+
+// FJcloud sets up the dialect of that name.
+type FJcloud struct {
+	Profile       string   `yaml:"profile"`    // gen3 or classic
+	ListScope     string   `yaml:"list_scope"` // domain or project
+	Extensions    []string `yaml:"extensions"` // further ones, such as .raw
+	LegacyOSTypes bool     `yaml:"legacy_os_types"`
+	RequiredRole  string   `yaml:"required_role"`
+	TokensFile    string   `yaml:"tokens_file"`
+}
+
+// Objects is where source objects are. Exactly one member is set.
+type Objects struct {
+	Directory *Directory `yaml:"directory"`
+	S3        *S3        `yaml:"s3"`
+}
+
+// Directory is a path.
+type Directory struct {
+	Path string `yaml:"path"`
+}
+
+// S3 is an S3 endpoint and the service's own key for it.
+type S3 struct {
+	Endpoint      string `yaml:"endpoint"` // URL
+	Region        string `yaml:"region"`
+	AccessKey     string `yaml:"access_key"`
+	SecretKeyFile string `yaml:"secret_key_file"`
+	PathStyle     bool   `yaml:"path_style"`
+	CAFile        string `yaml:"ca_file"`
+	// BucketPrefix is what the names of a project's buckets begin with. It must
+	// hold {project}, unless SharedBuckets says that every project may read
+	// every bucket.
+	BucketPrefix  string `yaml:"bucket_prefix"`
+	SharedBuckets bool   `yaml:"shared_buckets"`
+}
+
+// Images is where images are registered.
+type Images struct {
+	Directory    *Directory `yaml:"directory"`
+	TargetFormat string     `yaml:"target_format"`
+}
+
+// Default returns the configuration without a file.
+func Default() Config {
+	return Config{
+		Redis:   Redis{URL: secret.New("redis://127.0.0.1:6379/0"), RequireDurable: true},
+		Listen:  "127.0.0.1:8080",
+		Log:     Log{Level: "info"},
+		Records: Records{Retention: 30 * 24 * time.Hour},
+		Limits:  Limits{Unfinished: 10000},
+		Worker: Worker{
+			Listen:          "127.0.0.1:8081",
+			Concurrency:     4,
+			Memory:          160 << 20,
+			Chunk:           8 << 20,
+			Parallel:        16,
+			StallAfter:      10 * time.Second,
+			CheckpointEvery: 64 << 20,
+			DrainTimeout:    60 * time.Second,
+		},
+	}
+}
+
+// Load returns the defaults, overridden by the YAML file at path (none if path
+// is empty) and by the environment. It does not validate.
+func Load(path string, getenv func(string) string) (*Config, error) {
+	cfg := Default()
+	if path != "" {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
+		}
+		if err := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict()).Decode(&cfg); err != nil {
+			return nil, fmt.Errorf("read configuration %s: %w", path, err)
+		}
+	}
+	for i := range cfg.Regions {
+		cfg.Regions[i].setDefaults()
+	}
+	var problems []error
+	for _, v := range Variables {
+		if s := getenv(v.Name); s != "" {
+			if err := v.set(&cfg, s); err != nil {
+				problems = append(problems, fmt.Errorf("environment %s: %w", v.Name, err))
+			}
+		}
+	}
+	if cfg.Operator.Token.IsZero() && cfg.Operator.TokenFile != "" {
+		t, err := secret.FromFile(cfg.Operator.TokenFile)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("operator.token_file: %w", err))
+		}
+		cfg.Operator.Token = t
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	return &cfg, nil
+}
+
+func (r *Region) setDefaults() {
+	if r.Images.TargetFormat == "" {
+		r.Images.TargetFormat = "raw"
+	}
+	if f := r.FJcloud; f != nil {
+		if f.Profile == "" {
+			f.Profile = "gen3"
+		}
+		if f.ListScope == "" {
+			f.ListScope = "domain"
+		}
+	}
+	if s := r.Objects.S3; s != nil && s.BucketPrefix == "" && !s.SharedBuckets {
+		s.BucketPrefix = "{project}-"
+	}
+}
+
+var regionID = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,62}$`)
+
+// Validate reports every problem of the configuration, one error each, joined.
+func (c *Config) Validate() error {
+	var problems []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			problems = append(problems, fmt.Errorf(format, args...))
+		}
+	}
+	check(!c.Redis.URL.IsZero(), "redis.url is missing")
+	check(slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level), "log.level %q is none of debug, info, warn, error", c.Log.Level)
+	check(c.Records.Retention >= 24*time.Hour, "records.retention is below 24h")
+	check(c.Limits.Unfinished >= 0, "limits.unfinished_imports is negative")
+	w := c.Worker
+	check(w.Concurrency >= 1, "worker.concurrency is below 1")
+	check(w.Chunk >= 1<<20 && w.Chunk <= 64<<20, "worker.chunk %s is outside of 1MiB to 64MiB", w.Chunk)
+	check(w.Memory >= 2*w.Chunk, "worker.memory %s holds fewer than two chunks of %s", w.Memory, w.Chunk)
+	check(w.Parallel >= 1 && w.Parallel <= 64, "worker.parallel %d is outside of 1 to 64", w.Parallel)
+	check(w.StallAfter >= time.Second, "worker.stall_after is below 1s")
+	check(w.CheckpointEvery >= 1<<20, "worker.checkpoint_every is below 1MiB")
+	check(w.DrainTimeout >= time.Second, "worker.drain_timeout is below 1s")
+	for _, d := range w.Digests {
+		check(slices.Contains([]string{"md5", "sha256", "sha512"}, d), "worker.digests: %q is none of md5, sha256, sha512", d)
+	}
+	check(len(c.Regions) > 0, "regions: there is none")
+	ids, hosts := map[string]bool{}, map[string]bool{}
+	for i, r := range c.Regions {
+		at := fmt.Sprintf("regions[%d] (%s)", i, r.ID)
+		check(regionID.MatchString(r.ID), "%s: id is not of lower-case letters, digits and dashes", at)
+		check(!ids[r.ID], "%s: id is used twice", at)
+		ids[r.ID] = true
+		for _, h := range r.Hosts {
+			check(!hosts[strings.ToLower(h)], "%s: host %s is used twice", at, h)
+			hosts[strings.ToLower(h)] = true
+		}
+		r.validate(at, check)
+	}
+	return errors.Join(problems...)
+}
+
+func (r *Region) validate(at string, check func(ok bool, format string, args ...any)) {
+	if f := r.FJcloud; f != nil {
+		check(f.Profile == "gen3" || f.Profile == "classic", "%s: fjcloud.profile %q is neither gen3 nor classic", at, f.Profile)
+		check(f.ListScope == "domain" || f.ListScope == "project", "%s: fjcloud.list_scope %q is neither domain nor project", at, f.ListScope)
+		check(f.TokensFile != "", "%s: fjcloud.tokens_file is missing", at)
+	}
+	check((r.Objects.Directory == nil) != (r.Objects.S3 == nil), "%s: objects needs exactly one of directory and s3", at)
+	if d := r.Objects.Directory; d != nil {
+		check(d.Path != "", "%s: objects.directory.path is missing", at)
+	}
+	if s := r.Objects.S3; s != nil {
+		check(strings.HasPrefix(s.Endpoint, "http://") || strings.HasPrefix(s.Endpoint, "https://"), "%s: objects.s3.endpoint is no http or https URL", at)
+		check(s.AccessKey != "" && s.SecretKeyFile != "", "%s: objects.s3 needs access_key and secret_key_file", at)
+		check(s.SharedBuckets || strings.Contains(s.BucketPrefix, "{project}"), "%s: objects.s3.bucket_prefix does not hold {project}, and shared_buckets is not set", at)
+	}
+	check(r.Images.Directory != nil && r.Images.Directory.Path != "", "%s: images.directory.path is missing", at)
+	check(r.Images.TargetFormat == "raw", "%s: images.target_format %q is not raw", at, r.Images.TargetFormat)
+	check(r.MaxDisk >= 0, "%s: max_disk is negative", at)
+}

@@ -1,0 +1,132 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+func none(string) string { return "" }
+
+func TestExampleIsValid(t *testing.T) {
+	t.Parallel()
+	// Its operator token lies where a test has no business.
+	env := func(name string) string {
+		if name == "VMIMPORT_OPERATOR_TOKEN" {
+			return "t"
+		}
+		return ""
+	}
+	cfg, err := Load("../../etc/vmimport.example.yaml", env)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+	want := Default()
+	if !reflect.DeepEqual(cfg.Worker, want.Worker) || cfg.Redis != want.Redis || cfg.Records != want.Records || cfg.Limits != want.Limits {
+		t.Errorf("the example says that it shows the defaults; it has %+v", cfg)
+	}
+	if r := cfg.Regions[0]; r.Objects.S3.BucketPrefix != "{project}-" || r.FJcloud.ListScope != "domain" {
+		t.Errorf("region %+v", r)
+	}
+}
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "c.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestUnknownKeysAreErrors(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"lissten: x\n", "worker: {memry: 1MiB}\n", "regions: [{id: a, images: {glance: {}}}]\n"} {
+		if _, err := Load(write(t, text), none); err == nil {
+			t.Errorf("%q was accepted", text)
+		}
+	}
+}
+
+func TestEnvironmentOverridesFile(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{
+		"VMIMPORT_REDIS_URL": "redis://:pw@elsewhere/1", "VMIMPORT_LISTEN": ":1", "VMIMPORT_OPERATOR_TOKEN": "op",
+		"VMIMPORT_LOG_LEVEL": "debug", "VMIMPORT_WORKER_LISTEN": ":2", "VMIMPORT_WORKER_CONCURRENCY": "9", "VMIMPORT_WORKER_MEMORY": "1GiB",
+	}
+	cfg, err := Load(write(t, "listen: :9\nworker: {concurrency: 2, drain_timeout: 5s}\n"), func(n string) string { return env[n] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(env) != len(Variables) {
+		t.Errorf("%d variables, %d tested", len(Variables), len(env))
+	}
+	if cfg.Redis.URL.Reveal() != env["VMIMPORT_REDIS_URL"] || cfg.Listen != ":1" || cfg.Operator.Token.Reveal() != "op" || cfg.Log.Level != "debug" ||
+		cfg.Worker.Listen != ":2" || cfg.Worker.Concurrency != 9 || cfg.Worker.Memory != 1<<30 || cfg.Worker.DrainTimeout != 5*time.Second {
+		t.Errorf("%+v", cfg)
+	}
+	if b, err := yaml.Marshal(cfg); err != nil || strings.Contains(string(b), "pw@") {
+		t.Errorf("printed configuration shows a password: %s, %v", b, err)
+	}
+	if _, err := Load("", func(n string) string { return map[string]string{"VMIMPORT_WORKER_CONCURRENCY": "many"}[n] }); err == nil {
+		t.Error("a number that is none was accepted")
+	}
+}
+
+func TestValidateReportsAllProblems(t *testing.T) {
+	t.Parallel()
+	cfg, err := Load(write(t, `
+log: {level: loud}
+records: {retention: 1h}
+worker: {concurrency: 0, chunk: 8MiB, memory: 9MiB, parallel: 99, digests: [crc32]}
+regions:
+  - id: "Bad ID"
+    hosts: [a.test]
+    fjcloud: {profile: gen4, list_scope: world}
+    images: {target_format: vmdk}
+  - id: b
+    hosts: [A.test]
+    objects: {s3: {endpoint: "ftp://x", bucket_prefix: all}}
+    images: {directory: {path: /x}}
+`), none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = cfg.Validate()
+	for _, want := range []string{
+		"log.level", "retention", "concurrency", "worker.memory", "parallel", "crc32", "Bad ID", "gen4", "world", "tokens_file",
+		"exactly one of directory and s3", "images.directory.path", "target_format", "host A.test is used twice", "endpoint", "access_key", "{project}",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("no word about %s in:\n%v", want, err)
+		}
+	}
+}
+
+func TestByteSize(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]ByteSize{"0": 0, "4096": 4096, "1KiB": 1024, "160MiB": 160 << 20, "1.5 GiB": 3 << 29, "2TB": 2e12, "7B": 7} {
+		var b ByteSize
+		if err := b.UnmarshalText([]byte(text)); err != nil || b != want {
+			t.Errorf("%q: %d, %v", text, b, err)
+		}
+		var again ByteSize
+		if err := again.UnmarshalText([]byte(b.String())); err != nil || again != b {
+			t.Errorf("%q prints as %s", text, b)
+		}
+	}
+	for _, text := range []string{"", "MiB", "-1", "1 QiB", "NaN", "1e30TiB", "0x10"} {
+		var b ByteSize
+		if err := b.UnmarshalText([]byte(text)); err == nil {
+			t.Errorf("%q was taken for %d", text, b)
+		}
+	}
+}

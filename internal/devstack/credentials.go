@@ -1,0 +1,113 @@
+package devstack
+
+import (
+	"bufio"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// credentialsFile is written into the data directory, for shells to source.
+const credentialsFile = "credentials.env"
+
+// Credentials are what a client of standalone needs. They stay the same over
+// restarts, but for the endpoint.
+type Credentials struct {
+	Endpoint      string
+	Token         string
+	ProjectID     string
+	Region        string
+	ObjectsURL    string
+	Container     string
+	OperatorToken string
+}
+
+// variables pairs the fields with their names in the environment.
+func (c *Credentials) variables() []struct {
+	name  string
+	value *string
+} {
+	return []struct {
+		name  string
+		value *string
+	}{
+		{"VMIMPORT_ENDPOINT", &c.Endpoint},
+		{"VMIMPORT_TOKEN", &c.Token},
+		{"VMIMPORT_PROJECT_ID", &c.ProjectID},
+		{"VMIMPORT_REGION", &c.Region},
+		{"VMIMPORT_OBJECTS_URL", &c.ObjectsURL},
+		{"VMIMPORT_CONTAINER", &c.Container},
+		{"VMIMPORT_OPERATOR_TOKEN", &c.OperatorToken},
+	}
+}
+
+// Getenv answers as the environment would after sourcing the file.
+func (c *Credentials) Getenv(name string) string {
+	for _, v := range c.variables() {
+		if v.name == name {
+			return *v.value
+		}
+	}
+	return ""
+}
+
+// loadCredentials reads those of an earlier run, or makes new ones.
+func loadCredentials(dir string) (*Credentials, error) {
+	c := &Credentials{Token: random(32), ProjectID: random(16), OperatorToken: random(32)}
+	f, err := os.Open(filepath.Join(dir, credentialsFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read credentials: %w", err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		name, value, ok := strings.Cut(lines.Text(), "=")
+		if !ok || value == "" {
+			continue
+		}
+		for _, v := range c.variables() {
+			if v.name == name {
+				*v.value = value
+			}
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read credentials: %w", err)
+	}
+	return c, nil
+}
+
+// save replaces the file in one step; only the owner may read it.
+func (c *Credentials) save(dir string) error {
+	var b strings.Builder
+	for _, v := range c.variables() {
+		fmt.Fprintf(&b, "%s=%s\n", v.name, *v.value)
+	}
+	tmp, err := os.CreateTemp(dir, "."+credentialsFile+"-*") // made with mode 0600
+	if err != nil {
+		return fmt.Errorf("write credentials: %w", err)
+	}
+	_, err = tmp.WriteString(b.String())
+	if err = errors.Join(err, tmp.Close()); err == nil {
+		err = os.Rename(tmp.Name(), filepath.Join(dir, credentialsFile))
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("write credentials: %w", err), os.Remove(tmp.Name()))
+	}
+	return nil
+}
+
+// random returns n random bytes in hex.
+func random(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // never fails
+	return hex.EncodeToString(b)
+}
