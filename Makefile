@@ -1,0 +1,70 @@
+# vmimport: `make` lists the targets.
+
+SHELL   := /bin/bash -o pipefail
+GO      ?= go
+BIN     := bin
+LDFLAGS := -s -w
+IMAGE   ?=
+DATA    ?= vmimport-data
+LISTEN  ?= 127.0.0.1:8080
+FUZZTIME ?= 30s
+# Packages whose tests start servers share two cores badly with many others.
+TESTFLAGS ?= -race -shuffle=on -timeout 20m -p 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run test test/go deps lint fuzz bench soak build static clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z\/-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: build ## Import a disk from end to end: a sample, or IMAGE=path of a raw disk
+	@$(BIN)/vmimport demo $(if $(IMAGE),--image '$(IMAGE)')
+
+run: build ## Run the whole service in one process until interrupted (DATA=directory, LISTEN=host:port)
+	@$(BIN)/vmimport standalone --data '$(DATA)' --listen '$(LISTEN)'
+
+test: deps test/go ## Install what the tests need (as root), then run all of them
+
+test/go: ## Run all tests, with what is installed
+	$(GO) test $(TESTFLAGS) ./...
+
+# Debian package and the command that shows it is there.
+DEPS := redis-server:redis-server qemu-utils:qemu-img
+
+deps: ## Install the Debian packages that the tests need, or say which are missing
+	@missing=(); for d in $(DEPS); do command -v "$${d#*:}" >/dev/null || missing+=("$${d%%:*}"); done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"; \
+		else \
+			echo "The tests need these packages, which are not installed: $${missing[*]}" >&2; exit 1; \
+		fi; \
+	fi
+
+lint: ## gofmt, go vet, staticcheck, and that go.mod is tidy
+	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted:"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) mod tidy -diff
+
+fuzz: ## Run each fuzz target for FUZZTIME (default 30s)
+	@$(GO) list ./... | while read -r pkg; do \
+		$(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' | while read -r target; do \
+			echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg" || exit 1; \
+		done || exit 1; \
+	done
+
+bench: deps ## Measure the data path: ratios of pairs in one run, and a worker's memory
+	$(GO) test -run '^$$' -bench . -benchtime 1x ./storage ./internal/clustertest
+
+soak: deps ## Many processes, kills and restarts for some minutes
+	$(GO) test -timeout 60m -count=1 -v ./internal/clustertest -soak
+
+build: ## Build the programs into bin/
+	$(GO) build -trimpath -o $(BIN)/ ./cmd/...
+
+static: ## Build small static programs for Linux into bin/, as the container image has them
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+clean: ## Remove what was built
+	rm -rf $(BIN) .cache
