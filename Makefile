@@ -25,11 +25,15 @@ run: build ## Run the whole service in one process until interrupted (DATA=direc
 
 test: deps test/go ## Install what the tests need (as root), then run all of them
 
+# Whole clusters of processes are tested by themselves, since they are timed and
+# would share the cores with all the rest.
 test/go: ## Run all tests, with what is installed
-	$(GO) test $(TESTFLAGS) ./...
+	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v /clustertest)
+	$(GO) test $(TESTFLAGS) ./internal/clustertest
 
-# Debian package and the command that shows it is there.
-DEPS := redis-server:redis-server qemu-utils:qemu-img
+# Debian packages, each with the command that shows it is there. A C compiler is
+# what the race detector needs.
+DEPS := redis-server:redis-server qemu-utils:qemu-img build-essential:gcc
 
 deps: ## Install the Debian packages that the tests need, or say which are missing
 	@missing=(); for d in $(DEPS); do command -v "$${d#*:}" >/dev/null || missing+=("$${d%%:*}"); done; \
