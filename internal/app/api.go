@@ -53,13 +53,13 @@ func NewAPI(cfg *config.Config, opt APIOptions, log zerolog.Logger) (*API, error
 		}
 		d, err := newFJcloud(rc, service, opt.Tokens)
 		if err != nil {
-			return nil, fmt.Errorf("region %s: %w", rc.ID, err)
+			return nil, errors.Join(fmt.Errorf("region %s: %w", rc.ID, err), p.Close())
 		}
 		regions = append(regions, httpapi.Region{ID: rc.ID, Hosts: rc.Hosts, Dialect: d})
 	}
 	proxies, err := parsePrefixes(cfg.HTTP.TrustedProxies)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, p.Close())
 	}
 	registry := newRegistry(newImportsCollector(p.store))
 	// Its Close would close the shared connections, so nobody calls it.
@@ -102,7 +102,7 @@ func (a *API) Handler() http.Handler { return a.server }
 // Run serves on ln until ctx ends, and then until the requests under way have
 // ended. It closes ln and all that NewAPI opened.
 func (a *API) Run(ctx context.Context, ln net.Listener) error {
-	return errors.Join(a.server.Serve(ctx, ln), a.close())
+	return errors.Join(a.server.Serve(ctx, ln), a.Close())
 }
 
 func parsePrefixes(texts []string) ([]netip.Prefix, error) {

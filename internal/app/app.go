@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -32,7 +33,17 @@ func NewLogger(w io.Writer, level, component string) zerolog.Logger {
 		l = zerolog.InfoLevel // Validate has said so
 	}
 	zerolog.TimeFieldFormat = time.RFC3339Nano
-	return zerolog.New(w).Level(l).With().Timestamp().Str("component", component).Logger()
+	log := zerolog.New(w).Level(l).With().Timestamp().Str("component", component).Logger()
+	redis.SetLogger(redisLog{log})
+	return log
+}
+
+// redisLog takes what go-redis would write to standard error in its own form.
+type redisLog struct{ log zerolog.Logger }
+
+// Printf implements the logger of go-redis.
+func (l redisLog) Printf(_ context.Context, format string, args ...any) {
+	l.log.Warn().Msgf(format, args...)
 }
 
 // parts is what API and worker have in common.
@@ -50,18 +61,20 @@ func open(cfg *config.Config) (*parts, error) {
 	p := &parts{regions: map[string]pipeline.Region{}, maxDisk: map[string]int64{}}
 	for _, rc := range cfg.Regions {
 		if err := p.openRegion(rc); err != nil {
-			return nil, errors.Join(fmt.Errorf("region %s: %w", rc.ID, err), p.close())
+			return nil, errors.Join(fmt.Errorf("region %s: %w", rc.ID, err), p.Close())
 		}
 	}
 	rdb, err := openRedis(cfg.Redis.URL)
 	if err != nil {
-		return nil, errors.Join(err, p.close())
+		return nil, errors.Join(err, p.Close())
 	}
 	p.rdb, p.store = rdb, redisstore.New(rdb, cfg.Records.Retention)
 	return p, nil
 }
 
-func (p *parts) close() error {
+// Close lets go of what New opened. Run does so itself; this is for an API or
+// Worker that is not run.
+func (p *parts) Close() error {
 	var errs []error
 	for _, i := range p.images {
 		errs = append(errs, i.Close())
@@ -134,17 +147,17 @@ func instance() string {
 func (p *parts) redisReady(requireDurable bool) func(context.Context) error {
 	return func(ctx context.Context) error {
 		if err := p.rdb.Ping(ctx).Err(); err != nil {
-			return errors.New("Redis does not answer")
+			return errors.New("redis does not answer")
 		}
 		if !requireDurable {
 			return nil
 		}
 		problems, err := p.store.Durability(ctx)
 		if err != nil {
-			return errors.New("Redis does not tell how it is set up")
+			return errors.New("redis does not tell how it is set up")
 		}
 		if len(problems) > 0 {
-			return fmt.Errorf("Redis may lose accepted imports: %v", problems)
+			return fmt.Errorf("redis may lose accepted imports: %s", strings.Join(problems, "; "))
 		}
 		return nil
 	}

@@ -34,7 +34,7 @@ func Diagnose(ctx context.Context, cfg *config.Config) []Finding {
 	if err != nil {
 		return []Finding{{Check: "configuration", Message: err.Error(), Remedy: "Correct the configuration."}}
 	}
-	defer p.close()
+	defer p.Close()
 	findings := []Finding{{Check: "configuration", OK: true}}
 	look := func(check, remedy string, do func(ctx context.Context) (string, error)) bool {
 		ctx, cancel := context.WithTimeout(ctx, diagnoseTimeout)

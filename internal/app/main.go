@@ -48,7 +48,7 @@ func RunAPI(ctx context.Context, cfg *config.Config, log zerolog.Logger) error {
 	}
 	ln, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
-		return errors.Join(err, api.close())
+		return errors.Join(err, api.Close())
 	}
 	log.Info().Str("listen", ln.Addr().String()).Str("version", Version()).Msg("API is up")
 	return api.Run(ctx, ln)
@@ -69,7 +69,7 @@ func RunWorker(ctx context.Context, cfg *config.Config, log zerolog.Logger) erro
 	var ln net.Listener
 	if cfg.Worker.Listen != "" {
 		if ln, err = net.Listen("tcp", cfg.Worker.Listen); err != nil {
-			return errors.Join(err, worker.close())
+			return errors.Join(err, worker.Close())
 		}
 		log.Info().Str("listen", ln.Addr().String()).Str("version", Version()).Msg("worker is up")
 	}

@@ -121,5 +121,5 @@ func (w *Worker) Run(ctx context.Context, ln net.Listener) error {
 	if ln != nil {
 		g.Go(func() error { return w.health.Serve(ctx, ln) })
 	}
-	return errors.Join(g.Wait(), w.close())
+	return errors.Join(g.Wait(), w.Close())
 }

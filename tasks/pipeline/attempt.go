@@ -50,7 +50,7 @@ func (a *attempt) run(ctx context.Context, saved []byte) (outcome string, err er
 		a.r.dismiss(a)
 		a.r.opt.Observe.Ended(a.imp.Region, outcome, a.r.now().Sub(a.began), a.heart.counters(), a.heart.stats.Received.Load())
 	}()
-	a.log.Info().Str("state", string(a.imp.State)).Str("worker", a.r.opt.Worker).Msg("attempt begins")
+	a.log.Info().Str("state", string(a.imp.State)).Msg("attempt begins")
 	return a.end(work, a.guard(func() error { return a.work(work, saved) }))
 }
 
@@ -177,7 +177,7 @@ func (a *attempt) end(ctx context.Context, err error) (string, error) {
 }
 
 func (a *attempt) succeed(ctx context.Context) (string, error) {
-	a.log.Info().Int64("bytes", a.imp.TotalBytes()).Dur("took", a.r.now().Sub(a.began)).Msg("import succeeded")
+	a.log.Info().Int64("bytes", a.imp.TotalBytes()).Float64("seconds", a.r.now().Sub(a.began).Seconds()).Msg("import succeeded")
 	return string(tasks.Succeeded), a.write(ctx, func() error {
 		return a.r.claims.Succeed(ctx, a.held, a.record(string(tasks.Succeeded), nil))
 	})

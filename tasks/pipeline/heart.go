@@ -94,7 +94,11 @@ func (h *heart) beat(ctx context.Context) {
 func (h *heart) measure() {
 	now, done := time.Now(), h.stats.Done.Load()
 	if d := now.Sub(h.lastAt).Seconds(); d > 0 {
-		h.rate.Store(int64(rateMemory*float64(h.rate.Load()) + (1-rateMemory)*float64(done-h.lastDone)/d))
+		rate := float64(done-h.lastDone) / d
+		if h.lastDone > 0 {
+			rate = rateMemory*float64(h.rate.Load()) + (1-rateMemory)*rate
+		}
+		h.rate.Store(int64(rate))
 	}
 	h.lastAt, h.lastDone = now, done
 }
