@@ -40,7 +40,8 @@ type Options struct {
 	Pool *Pool
 
 	// Parallel is the most range requests in flight, 16 by default. A Fetch
-	// begins with 4, and adds one whenever it has waited for data for a while.
+	// begins with 4, and adds one whenever it has waited for data for a while,
+	// until its buffers are half of the pool.
 	Parallel int
 
 	// StallAfter is how long a request may go without a byte before it is
@@ -77,6 +78,7 @@ func (o Options) withDefaults() Options {
 	o.Backoff.Max = cmp.Or(o.Backoff.Max, 10*time.Second)
 	o.MarkEvery = cmp.Or(o.MarkEvery, 64<<20)
 	o.Stats = cmp.Or(o.Stats, new(Stats))
+	o.Parallel = min(o.Parallel, o.Pool.most())
 	return o
 }
 
@@ -111,7 +113,7 @@ func Fetch(ctx context.Context, obj Object, opt Options, consumers ...Consumer) 
 
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	f := &fetcher{obj: obj, opt: opt, digests: digests, window: newWindow(opt.Parallel), fail: fail}
+	f := &fetcher{obj: obj, opt: opt, digests: digests, window: newWindow(opt.Parallel, opt.Stats.Received.Load), fail: fail}
 	for i, d := range digests {
 		f.openLane(func(c *chunk) error { return d.take(c, i) })
 	}

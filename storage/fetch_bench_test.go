@@ -23,7 +23,8 @@ import (
 
 const mib = 1 << 20
 
-func benchPool() *storage.Pool { return storage.NewPool(18*8*mib, 8*mib) }
+// benchPool is as a worker has it by default.
+func benchPool() *storage.Pool { return storage.NewPool(160*mib, 4*mib) }
 
 // cost is what something takes.
 type cost struct{ wall, cpu float64 } // seconds; cpu of this process alone

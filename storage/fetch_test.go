@@ -226,7 +226,7 @@ func TestFetchOfNothingConsumesNothing(t *testing.T) {
 
 func TestUnknownDigest(t *testing.T) {
 	t.Parallel()
-	_, err := storage.Fetch(t.Context(), storagetest.Object(nil), storage.Options{Digests: []string{"crc32"}})
+	_, err := storage.Fetch(t.Context(), storagetest.Object(nil), storage.Options{Pool: storage.NewPool(1, 1), Digests: []string{"crc32"}})
 	if fault.CodeOf(err) != "unknown_digest" {
 		t.Errorf("got %v", err)
 	}
@@ -398,9 +398,10 @@ func TestWindowFollowsTheDistance(t *testing.T) {
 		{"far", 50 * time.Millisecond, 0, 100, 16, 16},
 		{"far, but limited", 50 * time.Millisecond, 0, 100, 7, 7},
 		{"far, limit below the start", 50 * time.Millisecond, 0, 100, 2, 2},
-		{"far, small pool", 50 * time.Millisecond, 0, 5, 16, 5},
+		{"far, small pool", 50 * time.Millisecond, 0, 5, 16, 4},
+		{"far, half of the pool", 50 * time.Millisecond, 0, 20, 16, 8},
 		{"near, slower consumer", time.Millisecond, 200 * time.Millisecond, 100, 16, 4},
-		{"far, slower consumer", 60 * time.Millisecond, 200 * time.Millisecond, 100, 16, 6}, // 2 while it waits for its first chunk
+		{"far, slower consumer", 60 * time.Millisecond, 200 * time.Millisecond, 100, 16, 4}, // silence before the first chunk counts for nothing
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {

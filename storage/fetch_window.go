@@ -24,22 +24,28 @@ const (
 // spare more buffers than that.
 //
 // It begins small and grows while the hash, which consumes in order and sets
-// the pace, has nothing to do although every request allowed is in flight.
-// Then the source is far, and only more requests help. A window that is held
-// back by a slow consumer or a poor pool has requests to spare and stays as it
-// is. It never shrinks: a far source does not come nearer.
+// the pace, has nothing to do although every request allowed is in flight and
+// bytes arrive. Then the source is far, and only more requests help. A window
+// that is held back by a slow consumer or a poor pool has requests to spare and
+// stays as it is, and so does that of a store which has fallen silent: it would
+// take buffers from others and fill none. It never shrinks: a far source does
+// not come nearer.
 type window struct {
 	slots chan struct{} // a token for each request that may start
 	room  chan struct{} // a token for each buffer that may be taken
 
 	// The rest belongs to the one goroutine that calls await.
 	size, limit int
+	received    func() int64  // bytes that have arrived so far
+	seen        int64         // what that was when the window last grew
 	patience    time.Duration // what is left of it
 	timer       *time.Timer
 }
 
-func newWindow(limit int) *window {
+func newWindow(limit int, received func() int64) *window {
 	w := &window{
+		received: received,
+		seen:     received(),
 		slots:    make(chan struct{}, limit),
 		room:     make(chan struct{}, limit+spare),
 		limit:    limit,
@@ -105,7 +111,8 @@ func (w *window) await(ctx context.Context, c *chunk) error {
 }
 
 func (w *window) grow() {
-	if w.size < w.limit && len(w.slots) == 0 {
+	if got := w.received(); w.size < w.limit && len(w.slots) == 0 && got > w.seen {
+		w.seen = got
 		w.add()
 	}
 }

@@ -13,9 +13,9 @@ import (
 // allocates nothing. Fetch takes buffers in the order of the object's chunks;
 // that is why any number of them can share a pool of any size without
 // deadlock. Other users must keep to the same rule: whoever holds a buffer can
-// finish with it without getting another. An import whose consumer is stuck
-// keeps what it holds, up to its Options.Parallel + 2; a pool with fewer
-// buffers than that lets it hold up the others.
+// finish with it without getting another. Of a pool that is not tiny a
+// Fetch takes no more than half, so that an import which is stuck leaves enough
+// to the others.
 type Pool struct {
 	chunk  int64
 	tokens chan struct{} // one for each buffer that may be taken
@@ -34,6 +34,10 @@ func NewPool(total, chunk int64) *Pool {
 	}
 	return p
 }
+
+// most is how many requests a Fetch may have in flight: those that it begins
+// with, and more as long as its buffers are no more than half of the pool.
+func (p *Pool) most() int { return max(firstWindow, cap(p.tokens)/2-spare) }
 
 // ChunkSize is the length of each buffer in bytes.
 func (p *Pool) ChunkSize() int64 { return p.chunk }

@@ -154,7 +154,7 @@ func Default() Config {
 			Listen:          "127.0.0.1:8081",
 			Concurrency:     4,
 			Memory:          160 << 20,
-			Chunk:           8 << 20,
+			Chunk:           4 << 20,
 			Parallel:        16,
 			StallAfter:      10 * time.Second,
 			CheckpointEvery: 64 << 20,
