@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -23,49 +25,67 @@ func doctorCommand(env cli.Env) *cobra.Command {
 		Short: "Check everything that the service's configuration depends on",
 		Long: `Reads the configuration of the API and worker and checks every dependency that it
 names: Redis and whether it is set up to keep what it accepts, the clock, and
-each region's object store and image service. Nothing is changed.`,
+each region's tokens, object store and image service. Nothing is changed.
+
+Run it as the user that the service runs as, on the machine that it runs on.
+The exit code is 0 if everything is in order, else 1.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := config.Load(path, env.Getenv)
-			if err == nil {
-				err = cfg.Validate()
+			if path == "" {
+				return cli.Usagef("no configuration: set VMIMPORT_CONFIG or --config")
 			}
-			if err != nil {
+			// Below this level the Redis client's own words about each try are not shown.
+			app.NewLogger(env.Stderr, "error", "doctor")
+			findings := diagnose(cmd.Context(), path, env.Getenv)
+			if err := cmd.Context().Err(); err != nil {
 				return err
 			}
-			findings := app.Diagnose(cmd.Context(), cfg)
-			if asJSON, _ := cmd.Flags().GetBool("json"); asJSON {
-				enc := json.NewEncoder(env.Stdout)
-				enc.SetIndent("", "  ")
-				err = enc.Encode(map[string]any{"findings": findings})
-			} else {
-				printFindings(env, findings)
+			asJSON, _ := cmd.Flags().GetBool("json")
+			if err := printFindings(env, findings, asJSON); err != nil {
+				return err
 			}
-			for _, f := range findings {
-				if !f.OK && err == nil {
-					err = errUnhealthy
-				}
+			if slices.ContainsFunc(findings, func(f app.Finding) bool { return !f.OK }) {
+				return errUnhealthy
 			}
-			return err
+			return nil
 		},
 	}
 	cmd.Flags().StringVar(&path, "config", env.Getenv("VMIMPORT_CONFIG"), "configuration `file`; default $VMIMPORT_CONFIG")
 	return cmd
 }
 
-func printFindings(env cli.Env, findings []app.Finding) {
+func diagnose(ctx context.Context, path string, getenv func(string) string) []app.Finding {
+	cfg, err := config.Load(path, getenv)
+	if err == nil {
+		err = cfg.Validate()
+	}
+	if err != nil {
+		return app.Misconfigured(err)
+	}
+	return app.Diagnose(ctx, cfg)
+}
+
+func printFindings(env cli.Env, findings []app.Finding, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(env.Stdout)
+		enc.SetEscapeHTML(false)
+		return enc.Encode(map[string]any{"findings": findings})
+	}
 	for _, f := range findings {
 		word := "ok"
 		if !f.OK {
 			word = "FAIL"
 		}
-		fmt.Fprintf(env.Stdout, "%-5s %s", word, f.Check)
+		line := fmt.Sprintf("%-5s %s", word, f.Check)
 		if f.Message != "" {
-			fmt.Fprintf(env.Stdout, ": %s", f.Message)
+			line += ": " + f.Message
 		}
-		fmt.Fprintln(env.Stdout)
 		if f.Remedy != "" {
-			fmt.Fprintf(env.Stdout, "      %s\n", f.Remedy)
+			line += "\n      " + f.Remedy
+		}
+		if _, err := fmt.Fprintln(env.Stdout, line); err != nil {
+			return err
 		}
 	}
+	return nil
 }

@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -32,9 +33,12 @@ DIR/objects/images.`,
 				Listen: listen, Data: data, Log: app.NewLogger(env.Stderr, level, "standalone"),
 			})
 			if err != nil {
-				return err
+				return interrupted(ctx, err)
 			}
-			fmt.Fprintf(env.Stderr, "vmimport is up at %s\nportal developers and clients: . %s/credentials.env\n", stack.Credentials.Endpoint, data)
+			fmt.Fprintf(env.Stderr, `vmimport is up at %s, with its data in %s
+For clients in another shell:   set -a; . %s; set +a
+Then, for instance:             vmimport push disk.raw --os-type ubuntu
+`, stack.Credentials.Endpoint, stack.Data, shellWord(filepath.Join(stack.Data, "credentials.env")))
 			return stack.Run(ctx)
 		},
 	}
@@ -44,56 +48,18 @@ DIR/objects/images.`,
 	return cmd
 }
 
-func demoCommand(env cli.Env) *cobra.Command {
-	var image, data string
-	cmd := &cobra.Command{
-		Use:   "demo",
-		Short: "Import a disk from end to end, with nothing but this program",
-		Long: `Starts the standalone service on a free port, uploads a disk image (a sample one,
-unless --image names a raw disk), imports it through the HTTP API with its
-SHA-1, compares the registered image with the source, and stops the service.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if data == "" {
-				dir, err := os.MkdirTemp("", "vmimport-demo")
-				if err != nil {
-					return err
-				}
-				data = dir
-			}
-			asJSON, _ := cmd.Flags().GetBool("json")
-			quiet, _ := cmd.Flags().GetBool("quiet")
-			return runDemo(cmd.Context(), env, data, image, cli.NewProgress(env, asJSON, quiet))
-		},
+// shellWord quotes a path for a shell, if it needs that.
+func shellWord(path string) string {
+	if strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") == "" {
+		return path
 	}
-	cmd.Flags().StringVar(&image, "image", "", "raw disk image `file`")
-	cmd.Flags().StringVar(&data, "data", "", "`directory` for everything; a new temporary one by default")
-	return cmd
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }
 
-func runDemo(ctx context.Context, env cli.Env, data, image string, progress *cli.Progress) (err error) {
-	serving, stop := context.WithCancel(ctx)
-	stack, err := devstack.Start(serving, devstack.Options{
-		Listen: "127.0.0.1:0", Data: data, Log: app.NewLogger(env.Stderr, "error", "demo"),
-	})
-	if err != nil {
-		stop()
-		return err
+// interrupted gives an error that comes of a signal its exit code.
+func interrupted(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return &cli.Exit{Code: cli.ExitInterrupted, Err: errors.New("interrupted")}
 	}
-	served := make(chan error, 1)
-	go func() { served <- stack.Run(serving) }()
-	defer func() {
-		stop()
-		err = errors.Join(err, <-served)
-	}()
-	progress.Notef("vmimport is up at %s", stack.Credentials.Endpoint)
-	demo := devstack.Demo{Image: image, Observer: progress.Observer(), Say: progress.Notef}
-	imp, err := demo.Run(ctx, stack)
-	if serr := progress.Stop(); err == nil {
-		err = serr
-	}
-	if err != nil {
-		return err
-	}
-	return cli.Outcome(imp)
+	return err
 }

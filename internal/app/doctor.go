@@ -2,13 +2,21 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
+	"vmimport/imageapi/dirimages"
+	"vmimport/internal/auth/localtokens"
 	"vmimport/internal/config"
+	"vmimport/internal/fault"
+	"vmimport/tasks/redisstore"
 )
 
-// Finding is one thing that Diagnose looked at.
+// Finding is one thing that a diagnosis looked at.
 type Finding struct {
 	Check   string `json:"check"`
 	OK      bool   `json:"ok"`
@@ -22,65 +30,123 @@ const diagnoseTimeout = 10 * time.Second
 // maxSkew is how far clocks may be apart before claims are misjudged.
 const maxSkew = 2 * time.Second
 
-// checker is what stores and image services do for Diagnose: look whether they
-// could be used, and change nothing that lasts.
-type checker interface {
-	Check(ctx context.Context) error
-}
-
-// Diagnose checks everything that cfg makes the service depend on.
-func Diagnose(ctx context.Context, cfg *config.Config) []Finding {
-	p, err := open(cfg)
-	if err != nil {
-		return []Finding{{Check: "configuration", Message: err.Error(), Remedy: "Correct the configuration."}}
+// Misconfigured is the diagnosis of a configuration that cannot be used, for an
+// error of config.Load or Validate: a finding for each problem.
+func Misconfigured(err error) []Finding {
+	problems := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		problems = joined.Unwrap()
 	}
-	defer p.Close()
-	findings := []Finding{{Check: "configuration", OK: true}}
-	look := func(check, remedy string, do func(ctx context.Context) (string, error)) bool {
-		ctx, cancel := context.WithTimeout(ctx, diagnoseTimeout)
-		defer cancel()
-		message, err := do(ctx)
-		f := Finding{Check: check, OK: err == nil, Message: message}
-		if err != nil {
-			f.Message, f.Remedy = err.Error(), remedy
-		}
-		findings = append(findings, f)
-		return err == nil
-	}
-	if look("redis", "Start Redis, or correct redis.url.", p.diagnoseRedis) {
-		look("redis durability", "Set Redis as said, or set redis.require_durable to false and live with the loss.", p.diagnoseDurability)
-		look("clock", "Synchronise the clocks of this machine and of Redis's.", p.diagnoseClock)
-	}
-	for _, rc := range cfg.Regions {
-		region := p.regions[rc.ID]
-		for _, part := range []struct {
-			name string
-			c    any
-		}{{"objects", region.Objects}, {"images", region.Images}} {
-			if c, ok := part.c.(checker); ok {
-				look(fmt.Sprintf("region %s: %s", rc.ID, part.name), "Correct the region's "+part.name+", or start what it names.",
-					func(ctx context.Context) (string, error) { return "", c.Check(ctx) })
-			}
-		}
+	var findings []Finding
+	for _, p := range problems {
+		findings = append(findings, Finding{Check: "configuration", Message: strings.TrimSpace(p.Error()), Remedy: "Correct the configuration file or the environment."})
 	}
 	return findings
 }
 
-func (p *parts) diagnoseRedis(ctx context.Context) (string, error) {
-	return "", p.rdb.Ping(ctx).Err()
+// Diagnose checks everything that a valid cfg makes the service depend on. It
+// changes nothing that lasts, and checks all of it whatever it finds.
+func Diagnose(ctx context.Context, cfg *config.Config) []Finding {
+	d := &diagnosis{ctx: ctx, findings: []Finding{{Check: "configuration", OK: true}}}
+	d.redis(cfg.Redis)
+	for _, rc := range cfg.Regions {
+		d.region(rc)
+	}
+	return d.findings
 }
 
-func (p *parts) diagnoseDurability(ctx context.Context) (string, error) {
-	problems, err := p.store.Durability(ctx)
-	if err == nil && len(problems) > 0 {
-		err = fmt.Errorf("%v", problems)
+// checker is what stores do for a diagnosis: look whether objects could be read,
+// and change nothing.
+type checker interface {
+	Check(ctx context.Context) error
+}
+
+// diagnosis collects findings under the ctx of one Diagnose.
+type diagnosis struct {
+	ctx      context.Context
+	findings []Finding
+}
+
+// look does one check. What it says is shown, and so is what its error says,
+// with the remedy that the error knows or else the one given here.
+func (d *diagnosis) look(check, remedy string, do func(context.Context) (string, error)) (ok bool) {
+	ctx, cancel := context.WithTimeout(d.ctx, diagnoseTimeout)
+	defer cancel()
+	message, err := do(ctx)
+	f := Finding{Check: check, OK: err == nil, Message: message}
+	if err != nil {
+		f.Message, f.Remedy = err.Error(), remedy
+	}
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		f.Message = strings.TrimSuffix(e.Message, ".")
+		if e.Err != nil {
+			f.Message += ": " + e.Err.Error()
+		}
+		if e.Remedy != "" {
+			f.Remedy = e.Remedy
+		}
+	}
+	d.findings = append(d.findings, f)
+	return f.OK
+}
+
+func (d *diagnosis) redis(rc config.Redis) {
+	const remedy = "Start Redis, or correct redis.url."
+	rdb, err := openRedis(rc.URL)
+	if err != nil {
+		d.look("redis", remedy, func(context.Context) (string, error) { return "", err })
+		return
+	}
+	defer rdb.Close()
+	if !d.look("redis", remedy, func(ctx context.Context) (string, error) { return "", rdb.Ping(ctx).Err() }) {
+		return
+	}
+	d.look("redis durability", "Set Redis so. Only with redis.require_durable false does the service run without, and may then lose imports.",
+		func(ctx context.Context) (string, error) { return durability(ctx, rdb, rc.RequireDurable) })
+	d.look("clock", "Synchronise the clocks of this machine and of Redis's.",
+		func(ctx context.Context) (string, error) { return compareClocks(ctx, rdb) })
+}
+
+func (d *diagnosis) region(rc config.Region) {
+	at := "region " + rc.ID + ": "
+	if rc.FJcloud != nil {
+		d.look(at+"tokens", "Correct fjcloud.tokens_file.", func(context.Context) (string, error) {
+			_, err := localtokens.Load(rc.FJcloud.TokensFile)
+			return "", err
+		})
+	}
+	d.look(at+"objects", "Correct the region's objects.", func(ctx context.Context) (string, error) {
+		store, err := openObjects(rc.Objects)
+		if err != nil {
+			return "", err
+		}
+		c, ok := store.(checker)
+		if !ok {
+			return "not checked", nil
+		}
+		return "", c.Check(ctx)
+	})
+	d.look(at+"images", "Correct the region's images.", func(ctx context.Context) (string, error) {
+		return "", dirimages.Check(ctx, rc.Images.Directory.Path)
+	})
+}
+
+// durability looks whether Redis would keep what it accepts. Where that is not
+// required, it says so and is content.
+func durability(ctx context.Context, rdb redis.UniversalClient, required bool) (string, error) {
+	problems, err := redisstore.New(rdb, 0).Durability(ctx)
+	if len(problems) > 0 {
+		err = errors.New(strings.Join(problems, "; "))
+	}
+	if err != nil && !required {
+		return "not required (" + err.Error() + ")", nil
 	}
 	return "", err
 }
 
-func (p *parts) diagnoseClock(ctx context.Context) (string, error) {
+func compareClocks(ctx context.Context, rdb redis.UniversalClient) (string, error) {
 	before := time.Now()
-	there, err := p.rdb.Time(ctx).Result()
+	there, err := rdb.Time(ctx).Result()
 	if err != nil {
 		return "", err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,17 @@ type Credentials struct {
 	ObjectsURL    string
 	Container     string
 	OperatorToken string
+}
+
+// reach fills in how to reach a service that listens on addr. A client on this
+// machine reaches one that listens on all addresses on the loopback one.
+func (c *Credentials) reach(addr net.Addr) {
+	host, port, _ := net.SplitHostPort(addr.String())
+	if ip := net.ParseIP(host); ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	c.Endpoint, c.Region, c.Container = "http://"+net.JoinHostPort(host, port), Region, container
+	c.ObjectsURL = c.Endpoint + "/v2/AUTH_" + c.ProjectID
 }
 
 // variables pairs the fields with their names in the environment.
@@ -96,7 +108,8 @@ func (c *Credentials) save(dir string) error {
 		return fmt.Errorf("write credentials: %w", err)
 	}
 	_, err = tmp.WriteString(b.String())
-	if err = errors.Join(err, tmp.Close()); err == nil {
+	// Synced, since the owner of all imports must not change after a power failure.
+	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
 		err = os.Rename(tmp.Name(), filepath.Join(dir, credentialsFile))
 	}
 	if err != nil {

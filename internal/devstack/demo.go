@@ -26,16 +26,23 @@ type Demo struct {
 	Say func(format string, args ...any)
 }
 
-// Run runs the demo against a Stack that is being served. It returns the import
-// as it ended, and an error if the image was not equal to the disk.
-func (d *Demo) Run(ctx context.Context, s *Stack) (*client.Import, error) {
+// Shown is what a Demo has shown.
+type Shown struct {
+	Import *client.Import // as it ended
+	Source string         // path of the disk that was uploaded
+	Image  string         // path of the registered disk, equal to Source; empty if Import did not succeed
+}
+
+// Run runs the demo against a Stack that is being served. Whether the import
+// succeeded is in what it returns; an image that differs is an error.
+func (d *Demo) Run(ctx context.Context, s *Stack) (*Shown, error) {
 	path := d.Image
 	if path == "" {
-		path = filepath.Join(filepath.Dir(s.Images), "demo-disk.raw")
+		path = filepath.Join(s.Data, "demo-disk.raw")
 		if err := makeSampleDisk(path); err != nil {
 			return nil, err
 		}
-		d.Say("made a sample disk: %s", path)
+		d.Say("made a sample disk of %d MiB: %s", sampleBytes>>20, path)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -43,19 +50,27 @@ func (d *Demo) Run(ctx context.Context, s *Stack) (*client.Import, error) {
 	}
 	defer f.Close()
 	info, err := f.Stat()
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("open image: %w", err)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("open image: %s is no regular file", path)
 	}
 	imp, err := d.push(ctx, s, f, info)
-	if err != nil || imp.State != tasks.Succeeded {
-		return imp, err
+	if err != nil {
+		return nil, err
 	}
-	registered := filepath.Join(s.Images, imp.ID, "disk-1.raw")
-	if err := equalDisks(ctx, path, registered); err != nil {
-		return imp, err
+	shown := &Shown{Import: imp, Source: path}
+	if imp.State != tasks.Succeeded {
+		return shown, nil
 	}
-	d.Say("the registered image equals the source, byte for byte: %s", registered)
-	return imp, nil
+	image := filepath.Join(s.Images, imp.ID, "disk-1.raw")
+	if err := equalDisks(ctx, path, image); err != nil {
+		return nil, err
+	}
+	d.Say("the registered image equals the source, byte for byte")
+	shown.Image = image
+	return shown, nil
 }
 
 func (d *Demo) push(ctx context.Context, s *Stack, f *os.File, info os.FileInfo) (*client.Import, error) {

@@ -11,9 +11,11 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"vmimport/internal/app"
 	"vmimport/internal/auth/localtokens"
@@ -46,59 +48,62 @@ const (
 // Stack is a running service.
 type Stack struct {
 	Credentials *Credentials
+	Data        string // absolute path of Options.Data
 	Images      string // directory of the image service
 	Durable     bool   // whether imports outlive the process
 
+	// What end has to stop; nil where there is nothing yet, or nothing any more.
+	unlock func()
+	ln     net.Listener
+	redis  *embedded
 	api    *app.API
 	worker *app.Worker
-	redis  *embedded
-	ln     net.Listener
-	unlock func()
-	stop   context.CancelFunc // of Redis, after all others
 }
 
-// Start makes a Stack in opt.Data. Run serves it; a Stack that was started must
-// be run, if only with a context that is done.
-func Start(ctx context.Context, opt Options) (_ *Stack, err error) {
+// Start makes a Stack in opt.Data, which no other process may use at the same
+// time. ctx is for the start alone. A Stack that was started must be run.
+func Start(ctx context.Context, opt Options) (*Stack, error) {
 	data, err := filepath.Abs(opt.Data)
 	if err != nil {
 		return nil, fmt.Errorf("find data directory: %w", err)
 	}
-	if err := os.MkdirAll(data, 0o700); err != nil {
-		return nil, fmt.Errorf("make data directory: %w", err)
-	}
-	s := &Stack{Images: filepath.Join(data, "images")}
-	if s.unlock, err = lock(data); err != nil {
+	s := &Stack{Data: data, Images: filepath.Join(data, "images")}
+	if err := s.start(ctx, opt); err != nil {
+		s.end()
 		return nil, err
 	}
-	life, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s.stop = stop
-	defer func() {
-		if err != nil {
-			s.end()
-		}
-	}()
-	if s.Credentials, err = loadCredentials(data); err != nil {
-		return nil, err
+	return s, nil
+}
+
+func (s *Stack) start(ctx context.Context, opt Options) (err error) {
+	if err := os.MkdirAll(s.Data, 0o700); err != nil {
+		return fmt.Errorf("make data directory: %w", err)
 	}
-	if s.redis, err = startRedis(life, filepath.Join(data, "redis"), opt.Log); err != nil {
-		return nil, err
+	if s.unlock, err = lock(s.Data); err != nil {
+		return err
+	}
+	if s.Credentials, err = loadCredentials(s.Data); err != nil {
+		return err
+	}
+	switch s.ln, err = net.Listen("tcp", opt.Listen); {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("another program listens on %s", opt.Listen)
+	case err != nil:
+		return err // which says that it is about listening, and where
+	}
+	if s.redis, err = startRedis(ctx, filepath.Join(s.Data, "redis"), opt.Log); err != nil {
+		return err
 	}
 	s.Durable = s.redis.durable
-	if s.ln, err = net.Listen("tcp", opt.Listen); err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
+	if err := s.build(opt.Log); err != nil {
+		return err
 	}
-	if err := s.build(data, opt.Log); err != nil {
-		return nil, err
-	}
-	c := s.Credentials
-	c.Endpoint, c.Region, c.Container = "http://"+s.ln.Addr().String(), Region, container
-	c.ObjectsURL = c.Endpoint + "/v2/AUTH_" + c.ProjectID
-	return s, c.save(data)
+	s.Credentials.reach(s.ln.Addr())
+	return s.Credentials.save(s.Data)
 }
 
 // build makes API and worker.
-func (s *Stack) build(data string, log zerolog.Logger) error {
+func (s *Stack) build(log zerolog.Logger) error {
 	c := s.Credentials
 	tokens, err := localtokens.New([]localtokens.Entry{{
 		SHA256: localtokens.Digest(c.Token), User: "standalone", Project: c.ProjectID, Domain: domain, Roles: []string{"member"},
@@ -106,14 +111,18 @@ func (s *Stack) build(data string, log zerolog.Logger) error {
 	if err != nil {
 		return err
 	}
-	store, err := dirstore.New(filepath.Join(data, "objects"))
+	store, err := dirstore.New(s.objects())
 	if err != nil {
 		return err
 	}
 	if err := store.MakeContainer(c.ProjectID, container); err != nil {
 		return err
 	}
-	cfg := s.config(data)
+	// Nobody uploads yet, so what looks like an upload was cut off by a crash.
+	if err := store.Sweep(c.ProjectID, time.Now()); err != nil {
+		return err
+	}
+	cfg := s.config()
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
@@ -124,7 +133,9 @@ func (s *Stack) build(data string, log zerolog.Logger) error {
 	return err
 }
 
-func (s *Stack) config(data string) *config.Config {
+func (s *Stack) objects() string { return filepath.Join(s.Data, "objects") }
+
+func (s *Stack) config() *config.Config {
 	cfg := config.Default()
 	cfg.Redis = config.Redis{URL: s.redis.url, RequireDurable: s.redis.durable}
 	cfg.Operator.Token = secret.New(s.Credentials.OperatorToken)
@@ -134,34 +145,40 @@ func (s *Stack) config(data string) *config.Config {
 			Profile: "gen3", ListScope: "domain", Extensions: []string{".raw", ".img"},
 			TokensFile: "(made by standalone)",
 		},
-		Objects: config.Objects{Directory: &config.Directory{Path: filepath.Join(data, "objects")}},
+		Objects: config.Objects{Directory: &config.Directory{Path: s.objects()}},
 		Images:  config.Images{Directory: &config.Directory{Path: s.Images}, TargetFormat: "raw"},
 	}}
 	return &cfg
 }
 
-// Run serves until ctx ends, and returns when everything has stopped in order.
+// Run serves until ctx ends, and returns when everything has stopped in order:
+// imports that run are given back to the queue, and the next Stack in the same
+// directory goes on with them.
 func (s *Stack) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.api.Run(ctx, s.ln) })
 	g.Go(func() error { return s.worker.Run(ctx, nil) })
 	err := g.Wait()
-	s.ln = nil
+	s.ln, s.api, s.worker = nil, nil, nil // closed by their Run
 	s.end()
-	if errors.Is(err, context.Canceled) {
-		err = nil
-	}
 	return err
 }
 
-// end stops what Start began, Redis last.
+// end stops what was begun, Redis after all that uses it.
 func (s *Stack) end() {
 	if s.ln != nil {
 		_ = s.ln.Close()
 	}
-	s.stop()
-	if s.redis != nil {
-		s.redis.wait()
+	if s.api != nil {
+		_ = s.api.Close()
 	}
-	s.unlock()
+	if s.worker != nil {
+		_ = s.worker.Close()
+	}
+	if s.redis != nil {
+		s.redis.stop()
+	}
+	if s.unlock != nil {
+		s.unlock()
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
+	"golang.org/x/sys/unix"
 
 	"vmimport/internal/secret"
 )
@@ -20,101 +22,147 @@ import (
 type embedded struct {
 	url     secret.Text
 	durable bool
-	wait    func() // returns when the Redis has stopped, after ctx ended
+	stop    func() // stops it and waits for its end
 }
 
 // startRedis starts a redis-server with its data in dir, if one is installed,
-// else an in-process Redis without durability. It lives until ctx ends.
+// else an in-process Redis without durability. ctx is for the start alone.
 func startRedis(ctx context.Context, dir string, log zerolog.Logger) (*embedded, error) {
 	bin, err := exec.LookPath("redis-server")
 	if err != nil {
 		log.Warn().Msg("redis-server is not installed: the in-process Redis is used, and imports are lost when this process ends")
-		return startMiniredis(ctx)
+		return startMiniredis()
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make Redis directory: %w", err)
 	}
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	lock, err := waitForLock(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
 	// The socket lies elsewhere, since its path must be short.
 	run, err := os.MkdirTemp("", "vmimport")
 	if err != nil {
-		return nil, fmt.Errorf("make socket directory: %w", err)
+		return nil, errors.Join(fmt.Errorf("make socket directory: %w", err), lock.Close())
 	}
-	s := &server{bin: bin, dir: dir, sock: filepath.Join(run, "redis.sock"), log: log, ended: make(chan struct{})}
-	cmd, err := s.start(ctx)
+	life, stop := context.WithCancel(context.Background())
+	s := &server{bin: bin, dir: dir, run: run, lock: lock, log: log, ended: make(chan struct{})}
+	died, err := s.start(ctx, life)
 	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(run))
+		stop()
+		return nil, errors.Join(err, s.cleanUp())
 	}
-	go s.keep(ctx, cmd, run)
+	go s.keep(life, died)
+	address := url.URL{Scheme: "unix", Path: s.sock(), RawQuery: "db=0"}
 	return &embedded{
-		url:     secret.New("unix://" + s.sock + "?db=0"),
+		url:     secret.New(address.String()),
 		durable: true,
-		wait:    func() { <-s.ended },
+		stop:    func() { stop(); <-s.ended },
 	}, nil
 }
 
-// server is a redis-server child.
-type server struct {
-	bin, dir, sock string
-	log            zerolog.Logger
-	ended          chan struct{}
-}
+const (
+	startTime = time.Minute // for Redis to load its data
+	stopTime  = 10 * time.Second
+	askEvery  = 10 * time.Millisecond
+)
 
-// startTime bounds how long Redis may take to load its data.
-const startTime = time.Minute
-
-// start returns when the server answers.
-func (s *server) start(ctx context.Context) (*exec.Cmd, error) {
-	cmd := exec.Command(s.bin, "--port", "0", "--unixsocket", s.sock, "--unixsocketperm", "700", "--dir", s.dir,
-		"--save", "", "--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction",
-		"--daemonize", "no", "--logfile", "redis.log")
-	dieWithParent(cmd)
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start redis-server: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTime)
-	defer cancel()
-	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: s.sock, MaxRetries: -1})
-	defer rdb.Close()
-	for tick := time.NewTicker(10 * time.Millisecond); ; {
-		err := rdb.Ping(ctx).Err()
+// waitForLock waits for the redis-server of an earlier process in dir: killed
+// with its parent, it takes a moment to end, and two of them must never write
+// to the same files.
+func waitForLock(ctx context.Context, dir string) (*os.File, error) {
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
+	for {
+		lock, err := tryLock(dir)
 		if err == nil {
-			tick.Stop()
-			return cmd, nil
+			return lock, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock Redis directory: %w", err)
 		}
 		select {
 		case <-ctx.Done():
-			tick.Stop()
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-			return nil, fmt.Errorf("redis-server does not answer: %w", err)
+			return nil, fmt.Errorf("an earlier redis-server still runs in %s: %w", dir, context.Cause(ctx))
 		case <-tick.C:
 		}
 	}
 }
 
-// keep starts the server again when it dies, until ctx ends; then it stops it.
-func (s *server) keep(ctx context.Context, cmd *exec.Cmd, run string) {
-	defer close(s.ended)
-	defer os.RemoveAll(run)
+// server is a redis-server child, and the next one when it dies.
+type server struct {
+	bin, dir, run string   // program, data directory, directory of the socket
+	lock          *os.File // of dir
+	log           zerolog.Logger
+	ended         chan struct{}
+}
+
+func (s *server) sock() string { return filepath.Join(s.run, "redis.sock") }
+
+func (s *server) cleanUp() error { return errors.Join(s.lock.Close(), os.RemoveAll(s.run)) }
+
+// start returns when the server answers, or when ctx ends. It then lives until
+// life ends, and its end is told on died.
+func (s *server) start(ctx, life context.Context) (died <-chan error, err error) {
+	cmd := exec.CommandContext(life, s.bin, "--port", "0", "--unixsocket", s.sock(), "--unixsocketperm", "700", "--dir", s.dir,
+		"--save", "", "--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction",
+		"--daemonize", "no", "--logfile", "redis.log")
+	// Newer servers refuse to start under a locale that is not installed.
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.ExtraFiles = []*os.File{s.lock} // which the kernel unlocks when the child has ended, too
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = stopTime
+	dieWithParent(cmd)
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start redis-server: %w", err)
+	}
+	wait := make(chan error, 1)
+	go func() { wait <- cmd.Wait() }()
+
+	rdb := redis.NewClient(&redis.Options{Network: "unix", Addr: s.sock(), MaxRetries: -1})
+	defer rdb.Close()
+	tick := time.NewTicker(askEvery)
+	defer tick.Stop()
 	for {
-		died := make(chan error, 1)
-		go func() { died <- cmd.Wait() }()
-		select {
-		case <-ctx.Done():
-			_ = cmd.Process.Signal(os.Interrupt) // redis-server then ends in order
-			<-died
-			return
-		case err := <-died:
-			s.log.Error().Err(err).Msg("redis-server died; starting it again")
+		err := rdb.Ping(ctx).Err()
+		if err == nil {
+			return wait, nil
 		}
+		select {
+		case err := <-wait:
+			return nil, fmt.Errorf("redis-server does not start (%w); see %s", err, filepath.Join(s.dir, "redis.log"))
+		case <-ctx.Done():
+			_ = cmd.Process.Kill()
+			<-wait
+			return nil, fmt.Errorf("redis-server does not answer (%w): %w", err, context.Cause(ctx))
+		case <-tick.C:
+		}
+	}
+}
+
+// keep starts the server again when it dies, until life ends.
+func (s *server) keep(life context.Context, died <-chan error) {
+	defer close(s.ended)
+	defer func() {
+		if err := s.cleanUp(); err != nil {
+			s.log.Warn().Err(err).Msg("socket of redis-server not removed")
+		}
+	}()
+	for {
+		err := <-died
+		if life.Err() != nil {
+			return
+		}
+		s.log.Error().Err(err).Msg("redis-server died; starting it again")
 		for {
-			var err error
-			if cmd, err = s.start(ctx); err == nil {
+			if died, err = s.restart(life); err == nil {
 				break
 			}
 			s.log.Error().Err(err).Msg("redis-server does not start")
 			select {
-			case <-ctx.Done():
+			case <-life.Done():
 				return
 			case <-time.After(time.Second):
 			}
@@ -122,15 +170,25 @@ func (s *server) keep(ctx context.Context, cmd *exec.Cmd, run string) {
 	}
 }
 
+func (s *server) restart(life context.Context) (<-chan error, error) {
+	ctx, cancel := context.WithTimeout(life, startTime)
+	defer cancel()
+	return s.start(ctx, life)
+}
+
 // clockStep is how often the in-process Redis is told that time passes; without
 // that nothing in it would ever expire.
 const clockStep = 200 * time.Millisecond
 
-func startMiniredis(ctx context.Context) (*embedded, error) {
+func startMiniredis() (*embedded, error) {
 	m := miniredis.NewMiniRedis()
+	// It knows no sockets that only their owner can open.
+	password := random(16)
+	m.RequireAuth(password)
 	if err := m.Start(); err != nil {
 		return nil, fmt.Errorf("start in-process Redis: %w", err)
 	}
+	life, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -139,7 +197,7 @@ func startMiniredis(ctx context.Context) (*embedded, error) {
 		defer tick.Stop()
 		for last := time.Now(); ; {
 			select {
-			case <-ctx.Done():
+			case <-life.Done():
 				return
 			case now := <-tick.C:
 				m.FastForward(now.Sub(last))
@@ -147,5 +205,5 @@ func startMiniredis(ctx context.Context) (*embedded, error) {
 			}
 		}
 	}()
-	return &embedded{url: secret.New("redis://" + m.Addr() + "/0"), wait: func() { <-ended }}, nil
+	return &embedded{url: secret.New("redis://:" + password + "@" + m.Addr() + "/0"), stop: func() { stop(); <-ended }}, nil
 }

@@ -42,6 +42,11 @@ func (s *Store) Check(context.Context) error {
 // list reads one entry of a directory. Unlike an open by its own path, one by
 // "." also needs the right to look into it.
 func list(dir string) error {
+	if info, err := os.Stat(dir); err != nil {
+		return err
+	} else if !info.IsDir() {
+		return &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 
@@ -54,13 +55,14 @@ func verdict(err error) *fault.Error {
 		return unanswered(err)
 	}
 	switch answer.Code {
-	case "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "AuthFailure":
+	case "InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "AuthFailure",
+		"XAdminUserNotFound": // versitygw's word for an unknown key
 		return errKey
 	case "AuthorizationHeaderMalformed", "InvalidRegion":
 		return errRegion
 	case "RequestTimeTooSkewed", "RequestExpired":
 		return errClock
-	case minio.AccessDenied, minio.NoSuchBucket:
+	case minio.AccessDenied:
 		return nil
 	}
 	if answer.StatusCode == http.StatusUnauthorized {
@@ -73,7 +75,8 @@ func verdict(err error) *fault.Error {
 func unanswered(err error) *fault.Error {
 	_, certificate := errors.AsType[*tls.CertificateVerificationError](err)
 	_, record := errors.AsType[tls.RecordHeaderError](err)
-	_, alert := errors.AsType[tls.AlertError](err)
+	network, _ := errors.AsType[*net.OpError](err)
+	alert := network != nil && network.Op == "remote error" // so says crypto/tls of an alert from the other side
 	switch {
 	case certificate, record, alert, errors.Is(err, http.ErrSchemeMismatch):
 		return errTLS
