@@ -13,6 +13,10 @@ var (
 	ErrDraining = errors.New("worker is draining")
 	// ErrUserCanceled: a cancel was accepted. What was made is removed.
 	ErrUserCanceled = errors.New("import was canceled by a user")
+	// ErrTaskLost: the queue has given the attempt up, most likely since it could
+	// not reach Redis for a while. The claim may well be alive, so the import is
+	// given back as by a worker that drains.
+	ErrTaskLost = errors.New("queue gave the task up")
 	// ErrClaimLost: another worker has the import, or is about to. Stop
 	// without writing.
 	ErrClaimLost = errors.New("claim on the import was lost")

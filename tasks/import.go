@@ -83,8 +83,8 @@ type Spec struct {
 	// is a digest of the request that used it. Both empty: no token.
 	ClientToken string `json:"client_token,omitempty"`
 	Fingerprint string `json:"fingerprint,omitempty"`
-	// UniqueName reserves Name within tenant and region until the import fails
-	// or is canceled.
+	// UniqueName reserves Name within tenant and region until the import fails,
+	// is canceled, or its record is purged.
 	UniqueName bool `json:"unique_name,omitempty"`
 
 	RequestID   string    `json:"request_id,omitempty"`
@@ -124,7 +124,8 @@ type Import struct {
 	// Publishing is set by the step that excludes a later cancel.
 	Publishing bool
 	// Setbacks counts attempts that failed for a passing reason, Crashes those
-	// whose claim ran out. Draining counts as neither.
+	// whose claim ran out, both since the import last got further than ever
+	// before. Draining counts as neither.
 	Setbacks int
 	Crashes  int
 	Attempts []Attempt // finished attempts, oldest first, the last MaxAttemptsKept; List leaves them out
@@ -165,6 +166,9 @@ const (
 	OutcomeDrained = "drained" // the worker was told to stop; costs nothing
 	OutcomeLost    = "lost"    // the claim ran out; the worker is taken for dead
 	OutcomeRetry   = "retry"   // a passing failure; another attempt follows
+	// OutcomeLeftovers: the import has failed for good, or was canceled, but what
+	// it made could not be removed yet. Another attempt does that and no more.
+	OutcomeLeftovers = "leftovers"
 )
 
 // Failure says why, in words for the customer and a code for programs.

@@ -32,11 +32,16 @@ func NewService(records Records, preflight Preflight, limits Limits, now func() 
 // Register accepts an import: when it returns, the import is durable and will
 // reach a final state. fresh is false for the repetition of a client token.
 //
-// The preflight of a repetition is skipped only by the store's answer, so a
-// source that vanished in between makes it fail as a first request would.
+// A repetition is answered before the preflight: by then the image may exist,
+// and the source be gone.
 func (s *Service) Register(ctx context.Context, spec *Spec) (imp *Import, fresh bool, err error) {
 	if len(spec.Disks) == 0 {
 		return nil, false, fault.New(fault.Invalid, "no_disk", "An import needs at least one disk.")
+	}
+	if spec.ClientToken != "" {
+		if imp, err := s.records.Repeated(ctx, spec); imp != nil || err != nil {
+			return imp, false, err
+		}
 	}
 	if err := s.preflight.Check(ctx, spec); err != nil {
 		return nil, false, err
@@ -57,5 +62,5 @@ func (s *Service) List(ctx context.Context, scope Scope, start, limit int) ([]*I
 
 // Cancel asks for an import to stop. See Records.Cancel.
 func (s *Service) Cancel(ctx context.Context, scope Scope, id ID) (State, error) {
-	return s.records.Cancel(ctx, scope, id, s.now())
+	return s.records.Cancel(ctx, scope, id)
 }

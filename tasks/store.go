@@ -34,6 +34,9 @@ type Scope struct {
 	Project string // empty: every project of the tenant
 }
 
+// All times that decide something are read from the store's own clock, so that
+// clocks of different machines need not agree.
+
 // Records is the store as the API sees it. Every method is one atomic step.
 type Records interface {
 	// Create makes spec durable as a Queued import and returns it.
@@ -43,6 +46,10 @@ type Records interface {
 	// ErrImageIDInUse and ErrTooManyImports name the rule that spec breaks;
 	// then nothing was written, and the token is not used up.
 	Create(ctx context.Context, spec *Spec, limits Limits) (imp *Import, fresh bool, err error)
+
+	// Repeated returns the import that Create would return for the ClientToken
+	// of spec, nil if the token is new, or ErrTokenMismatch.
+	Repeated(ctx context.Context, spec *Spec) (*Import, error)
 
 	// Get returns ErrUnknown for a record that never was or has expired, and
 	// for one outside of scope; callers cannot tell these apart.
@@ -56,7 +63,7 @@ type Records interface {
 	// ErrCancelRequested. An import that no worker ever had is Canceled at
 	// once; otherwise it becomes Cancelling, and a worker cleans up.
 	// ErrFinished: it has ended, or its image is being published.
-	Cancel(ctx context.Context, scope Scope, id ID, now time.Time) (State, error)
+	Cancel(ctx context.Context, scope Scope, id ID) (State, error)
 }
 
 // Progress is what a worker reports with each beat.
@@ -71,23 +78,24 @@ type Progress struct {
 // All methods but Claim write under held and return ErrFenced, having changed
 // nothing, if another claim came after it or the record is gone.
 type Claims interface {
-	// Claim takes a Queued import, or a Cancelling one that nobody holds, under
-	// a new epoch, for the length of lease. ErrNotClaimable: it is in another
-	// state, or a live claim exists; there is nothing to do.
-	Claim(ctx context.Context, ref Ref, worker string, lease time.Duration, now time.Time) (*Claimed, error)
+	// Claim takes a Queued import that is due, or a Cancelling one that nobody
+	// holds, under a new epoch, for the length of lease. ErrNotClaimable: there
+	// is nothing to do.
+	Claim(ctx context.Context, ref Ref, worker string, lease time.Duration) (*Claimed, error)
 
-	// Beat extends the claim, stores p, and returns the state: Processing to go
-	// on, Cancelling when a cancel was accepted.
-	Beat(ctx context.Context, held Held, p Progress, lease time.Duration, now time.Time) (State, error)
+	// Beat extends the claim by lease from now, stores p, and returns the state:
+	// Processing to go on, Cancelling when a cancel was accepted.
+	Beat(ctx context.Context, held Held, p Progress, lease time.Duration) (State, error)
 
 	// SaveCheckpoint stores the point from which the next attempt may go on,
-	// opaque to the store, and forgives earlier crashes: progress was made.
-	// An empty checkpoint removes the stored one, and forgives nothing.
-	SaveCheckpoint(ctx context.Context, held Held, checkpoint []byte) error
+	// opaque to the store. If it lies further than any before, at reached bytes
+	// of the whole import, earlier crashes and setbacks are forgiven. An empty
+	// checkpoint removes the stored one.
+	SaveCheckpoint(ctx context.Context, held Held, checkpoint []byte, reached int64) error
 
 	// BeginPublish is the step that excludes a cancel. ErrCancelCameFirst: the
 	// import is Cancelling, and the caller removes what it made.
-	BeginPublish(ctx context.Context, held Held, res *Result, now time.Time) error
+	BeginPublish(ctx context.Context, held Held, res *Result) error
 
 	// Succeed ends the import, after BeginPublish.
 	Succeed(ctx context.Context, held Held, attempt Attempt) error
@@ -99,10 +107,11 @@ type Claims interface {
 	// Canceled ends a Cancelling import, after everything of it was removed.
 	Canceled(ctx context.Context, held Held, attempt Attempt) error
 
-	// Release gives the claim back: a Processing import is Queued again, a
-	// Cancelling one stays so, and neither is dispatched before notBefore.
-	// Whether the attempt counts as a setback is decided by its Outcome.
-	Release(ctx context.Context, held Held, notBefore time.Time, attempt Attempt) error
+	// Release gives the claim back: a Processing import is Queued again, to be
+	// dispatched after pause. OutcomeRetry and OutcomeLeftovers count as a
+	// setback. A Cancelling import stays so if the outcome is OutcomeLeftovers;
+	// for any other one Release returns ErrCancelCameFirst and changes nothing.
+	Release(ctx context.Context, held Held, pause time.Duration, attempt Attempt) error
 }
 
 // Claimed is what Claim returns: the record, the claim on it, and the last
@@ -113,13 +122,18 @@ type Claimed struct {
 	Checkpoint []byte
 }
 
-// Load is how much of a tenant's work stands where.
+// Load is how much of a tenant's work stands where, at one moment.
 type Load struct {
-	Urgent     int // waiting for the clean-up after a cancel
-	Due        int // waiting, and due for dispatch; Urgent included
-	Waiting    int // waiting in all
+	Waiting    int // for dispatch, or for the pause before the next attempt
+	Due        int // of those, ready for dispatch
 	Dispatched int // given to the queue, not yet claimed
 	Running    int // under a claim
+
+	Cleanups  int // of canceled imports, to be dispatched now
+	Expired   int // of Running, those whose claim has run out
+	Unclaimed int // of all tickets, those that nobody claimed for a while
+	Ended     int // records whose retention has passed
+	Open      int // unfinished imports in all
 }
 
 // Ticket is one handing of an import to the queue. Number counts an import's
@@ -132,42 +146,46 @@ type Ticket struct {
 }
 
 // Backlog is the store as the dispatcher sees it. One dispatcher leads at a
-// time; every method is safe even if two believe that they do.
+// time; every method is safe even if two believe that they do. Times are those
+// of the store's clock.
 type Backlog interface {
+	// Now reads the store's clock.
+	Now(ctx context.Context) (time.Time, error)
 	// Lead takes or keeps the lead for ttl, and reports whether who has it.
 	Lead(ctx context.Context, who string, ttl time.Duration) (bool, error)
 	// Resign gives the lead back if who has it.
 	Resign(ctx context.Context, who string) error
 
-	// Tenants returns those that may have unfinished or expired records.
+	// Tenants returns those that may need the dispatcher now.
 	Tenants(ctx context.Context, now time.Time) ([]Tenant, error)
-	// Load counts a tenant's unfinished imports.
-	Load(ctx context.Context, tenant Tenant, now time.Time) (Load, error)
+	// Survey counts the work of many tenants, in few round trips. A ticket is
+	// Unclaimed that was dispatched before a time.
+	Survey(ctx context.Context, tenants []Tenant, now, unclaimedBefore time.Time) (map[Tenant]Load, error)
 
-	// Dispatch moves up to n due imports from waiting to dispatched, urgent
-	// ones first, then those due longest, and returns their tickets. The caller
-	// enqueues them.
-	Dispatch(ctx context.Context, tenant Tenant, n int, now time.Time) ([]Ticket, error)
+	// Dispatch moves up to n due imports from waiting to dispatched, those due
+	// longest first, or (cleanup) canceled ones that need a clean-up, and
+	// returns their tickets. The caller enqueues them, also if there is an error.
+	Dispatch(ctx context.Context, tenant Tenant, cleanup bool, n int, now time.Time) ([]Ticket, error)
 	// Unclaimed returns tickets that were dispatched before a time and are
 	// not claimed yet.
 	Unclaimed(ctx context.Context, tenant Tenant, before time.Time) ([]Ticket, error)
-	// Recall moves a ticket's import back to waiting. It does nothing if the
-	// import has been claimed or dispatched anew.
+	// Recall puts a ticket's import back to where it waited. It does nothing
+	// if the import has been claimed or dispatched anew.
 	Recall(ctx context.Context, t Ticket, now time.Time) error
 
 	// Expired returns the records whose claims ran out before now.
 	Expired(ctx context.Context, tenant Tenant, now time.Time) ([]*Import, error)
 	// Expire takes the claim from a worker that is taken for dead, counts a
-	// crash, and puts the import back to waiting. ErrFenced: the claim is not
-	// the current one any more, or was extended.
-	Expire(ctx context.Context, held Held, attempt Attempt, now time.Time) error
-
-	// Unfinished reports whether a tenant has an unfinished import of that id.
-	Unfinished(ctx context.Context, ref Ref) (bool, error)
+	// crash, and lets the import wait for pause; a Cancelling one does not wait.
+	// ErrFenced: the claim is not the current one any more, or was extended.
+	Expire(ctx context.Context, held Held, attempt Attempt, pause time.Duration, now time.Time) error
 
 	// Purge removes up to n records whose retention has passed, and forgets a
 	// tenant that has nothing left. It returns how many records it removed.
 	Purge(ctx context.Context, tenant Tenant, n int, now time.Time) (int, error)
+
+	// Unfinished reports whether any tenant has an unfinished import of that id.
+	Unfinished(ctx context.Context, id ID) (bool, error)
 }
 
 // Signals carries hints between processes. They may be lost: whoever listens

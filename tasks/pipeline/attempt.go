@@ -28,13 +28,9 @@ type attempt struct {
 	from int64 // bytes that a checkpoint saved
 }
 
-// Errors that end an import whose attempts did not get to say why.
-var (
-	errPoison = fault.New(fault.Invalid, "worker_crashed", "The import failed since every worker that ran it stopped.").
-			Try("Check that the image file is intact. If it is, report the import to the operator.")
-	errGaveUp = fault.New(fault.Invalid, "gave_up", "The import failed after too many attempts.").
-			Try("Ask for the import again later.")
-)
+// errPoison ends an import whose attempts did not get to say why.
+var errPoison = fault.New(fault.Invalid, "worker_crashed", "The import failed since every worker that ran it stopped.").
+	Try("Check that the image file is intact. If it is, report the import to the operator.")
 
 // run works on the import and brings its record to what the end calls for.
 func (a *attempt) run(ctx context.Context, saved []byte) (outcome string, err error) {
@@ -42,7 +38,8 @@ func (a *attempt) run(ctx context.Context, saved []byte) (outcome string, err er
 	defer stop(context.Canceled)
 	// The heart outlives the work: the claim must last until the end is written.
 	life, rest := context.WithCancel(context.WithoutCancel(ctx))
-	a.heart = startHeart(life, a, stop)
+	a.heart = newHeart(a, stop)
+	go a.heart.run(life)
 	a.r.enlist(a)
 	defer func() {
 		rest()
@@ -83,16 +80,20 @@ func (a *attempt) guard(work func() error) (err error) {
 // work makes and publishes the image. It returns nil only if the image is
 // published.
 func (a *attempt) work(ctx context.Context, saved []byte) error {
-	switch {
-	case a.imp.State == tasks.Cancelling:
+	if a.imp.State == tasks.Cancelling {
 		return tasks.ErrUserCanceled
-	case a.imp.Crashes >= a.r.opt.MaxCrashes:
-		return errPoison.Saw("%d times", a.imp.Crashes)
-	case a.imp.Setbacks >= a.r.opt.MaxSetbacks:
-		// The import had failed for good, but its leftovers could not be removed.
-		return errGaveUp
 	}
 	if published, err := a.recognise(ctx); published || err != nil {
+		return err
+	}
+	if f := a.verdict(); f != nil {
+		return &fault.Error{Kind: fault.Invalid, Code: f.Code, Message: f.Message, Evidence: f.Evidence, Remedy: f.Remedy}
+	}
+	if a.imp.Crashes >= a.r.opt.MaxCrashes {
+		return errPoison.Saw("%d times", a.imp.Crashes)
+	}
+	cp, err := a.loadCheckpoint(ctx, saved)
+	if err != nil {
 		return err
 	}
 	upload, err := a.region.Images.Begin(ctx, a.imageSpec())
@@ -100,17 +101,27 @@ func (a *attempt) work(ctx context.Context, saved []byte) error {
 		return err
 	}
 	defer upload.Close()
-	disks, err := a.copyDisks(ctx, upload, loadCheckpoint(saved))
+	disks, err := a.copyDisks(ctx, upload, cp)
 	if err != nil {
 		return err
 	}
 	a.heart.enter(tasks.StagePublishing)
 	a.heart.beat(ctx) // the last figures, for the record of a success
 	result := &tasks.Result{Disks: disks}
-	if err := a.r.claims.BeginPublish(ctx, a.held, result, a.r.now()); err != nil {
+	if err := a.r.claims.BeginPublish(ctx, a.held, result); err != nil {
 		return err
 	}
-	return upload.Publish(ctx, factsOf(disks))
+	// A worker that drains does not throw away an image at its last step.
+	return upload.Publish(context.WithoutCancel(ctx), factsOf(disks))
+}
+
+// verdict is why the import has failed for good, if an attempt before this one
+// found that and could not remove what it had made.
+func (a *attempt) verdict() *tasks.Failure {
+	if n := len(a.imp.Attempts); n > 0 && a.imp.Attempts[n-1].Outcome == tasks.OutcomeLeftovers {
+		return a.imp.Attempts[n-1].Cause
+	}
+	return nil
 }
 
 // recognise looks for the image of an earlier attempt of this import that died
@@ -128,7 +139,7 @@ func (a *attempt) recognise(ctx context.Context) (published bool, err error) {
 		return false, fmt.Errorf("image %s of this import exists, but its result was never recorded", a.imp.ImageID)
 	}
 	a.log.Info().Msg("image of an earlier attempt recognised")
-	return true, a.r.claims.BeginPublish(ctx, a.held, a.imp.Result, a.r.now())
+	return true, a.r.claims.BeginPublish(ctx, a.held, a.imp.Result)
 }
 
 func (a *attempt) imageSpec() imageapi.Spec {
@@ -148,7 +159,8 @@ func (a *attempt) imageSpec() imageapi.Spec {
 }
 
 // The end of an attempt is written even if the attempt's own context is over,
-// with patience for a store or image service that is away for a moment.
+// with patience for a store or image service that is away for a moment. Clean-up
+// and record each have that much.
 const (
 	endPatience = 20 * time.Second
 	endPause    = 200 * time.Millisecond
@@ -156,10 +168,9 @@ const (
 
 // end decides what becomes of the import. ctx is the context that the work ran
 // under; its cause goes before whatever error the work made of it.
-func (a *attempt) end(ctx context.Context, err error) (string, error) {
+func (a *attempt) end(ctx context.Context, err error) (outcome string, _ error) {
 	cause := context.Cause(ctx)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endPatience)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
 	switch {
 	case err == nil:
 		return a.succeed(ctx)
@@ -168,7 +179,7 @@ func (a *attempt) end(ctx context.Context, err error) (string, error) {
 		return tasks.OutcomeLost, nil
 	case errors.Is(cause, tasks.ErrUserCanceled), errors.Is(err, tasks.ErrUserCanceled), errors.Is(err, tasks.ErrCancelCameFirst):
 		return a.cancel(ctx)
-	case errors.Is(cause, tasks.ErrDraining):
+	case errors.Is(cause, tasks.ErrDraining), errors.Is(cause, tasks.ErrTaskLost):
 		return a.release(ctx, tasks.OutcomeDrained, nil)
 	case fault.Retryable(err) && a.imp.Setbacks+1 < a.r.opt.MaxSetbacks:
 		return a.release(ctx, tasks.OutcomeRetry, err)
@@ -177,92 +188,86 @@ func (a *attempt) end(ctx context.Context, err error) (string, error) {
 }
 
 func (a *attempt) succeed(ctx context.Context) (string, error) {
-	a.log.Info().Int64("bytes", a.imp.TotalBytes()).Float64("seconds", a.r.now().Sub(a.began).Seconds()).Msg("import succeeded")
-	return string(tasks.Succeeded), a.write(ctx, func() error {
-		return a.r.claims.Succeed(ctx, a.held, a.record(string(tasks.Succeeded), nil))
+	return a.write(ctx, tasks.Succeeded, nil, func(ctx context.Context, rec tasks.Attempt) error {
+		return a.r.claims.Succeed(ctx, a.held, rec)
 	})
 }
 
 // cancel removes what was made and ends the import as canceled.
 func (a *attempt) cancel(ctx context.Context) (string, error) {
 	if err := a.cleanUp(ctx); err != nil {
-		return a.release(ctx, tasks.OutcomeRetry, err)
+		return a.release(ctx, tasks.OutcomeLeftovers, nil)
 	}
-	a.log.Info().Msg("import canceled")
-	return string(tasks.Canceled), a.write(ctx, func() error {
-		return a.r.claims.Canceled(ctx, a.held, a.record(string(tasks.Canceled), nil))
+	return a.write(ctx, tasks.Canceled, nil, func(ctx context.Context, rec tasks.Attempt) error {
+		return a.r.claims.Canceled(ctx, a.held, rec)
 	})
 }
 
 // fail removes what was made and ends the import as failed.
 func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
 	if err := a.cleanUp(ctx); err != nil {
-		return a.release(ctx, tasks.OutcomeRetry, err)
+		return a.release(ctx, tasks.OutcomeLeftovers, cause)
 	}
-	a.log.Warn().Err(cause).Msg("import failed")
-	failure := failureOf(cause)
-	if last := a.lastCause(); errors.Is(cause, errGaveUp) && last != nil {
-		failure = *last
-	}
-	err := a.write(ctx, func() error {
-		return a.r.claims.Fail(ctx, a.held, failure, a.record(string(tasks.Failed), cause))
+	outcome, err := a.write(ctx, tasks.Failed, cause, func(ctx context.Context, rec tasks.Attempt) error {
+		return a.r.claims.Fail(ctx, a.held, failureOf(cause), rec)
 	})
 	if errors.Is(err, tasks.ErrCancelCameFirst) {
-		return string(tasks.Canceled), a.write(ctx, func() error {
-			return a.r.claims.Canceled(ctx, a.held, a.record(string(tasks.Canceled), nil))
-		})
+		return a.cancel(ctx)
 	}
-	return string(tasks.Failed), err
-}
-
-// lastCause is why the latest attempt that says so ended.
-func (a *attempt) lastCause() *tasks.Failure {
-	for i := len(a.imp.Attempts) - 1; i >= 0; i-- {
-		if c := a.imp.Attempts[i].Cause; c != nil {
-			return c
-		}
-	}
-	return nil
+	return outcome, err
 }
 
 // release gives the import back to the queue.
 func (a *attempt) release(ctx context.Context, outcome string, cause error) (string, error) {
-	notBefore := a.r.now()
-	if outcome == tasks.OutcomeRetry {
-		pause := a.r.opt.Backoff(a.imp.Setbacks + 1)
+	var pause time.Duration
+	if outcome != tasks.OutcomeDrained {
+		pause = a.r.opt.Backoff(a.imp.Setbacks + 1)
 		// Imports that failed together should not come back together.
-		notBefore = notBefore.Add(pause + time.Duration(rand.Int64N(int64(pause)/4+1)))
+		pause += time.Duration(rand.Int64N(int64(pause)/4 + 1))
 	}
-	a.log.Info().AnErr("cause", cause).Str("outcome", outcome).Time("not_before", notBefore).Msg("import queued again")
-	return outcome, a.write(ctx, func() error {
-		return a.r.claims.Release(ctx, a.held, notBefore, a.record(outcome, cause))
+	outcome, err := a.write(ctx, tasks.State(outcome), cause, func(ctx context.Context, rec tasks.Attempt) error {
+		return a.r.claims.Release(ctx, a.held, pause, rec)
 	})
+	if errors.Is(err, tasks.ErrCancelCameFirst) {
+		return a.cancel(ctx)
+	}
+	return outcome, err
 }
 
 // cleanUp removes all that this import made.
 func (a *attempt) cleanUp(ctx context.Context) error {
 	a.heart.enter(tasks.StageCleaning)
-	if err := a.region.Images.Remove(ctx, string(a.imp.ID), a.imp.ImageID); err != nil {
-		return fmt.Errorf("clean up: %w", err)
+	ctx, cancel := context.WithTimeout(ctx, endPatience)
+	defer cancel()
+	err := a.region.Images.Remove(ctx, string(a.imp.ID), a.imp.ImageID)
+	if err != nil {
+		a.log.Error().Err(err).Msg("clean-up failed, and will be tried again")
 	}
-	return nil
+	return err
 }
 
-// write repeats do while the store is away. That another worker has the import
-// by then is no failure of this one.
-func (a *attempt) write(ctx context.Context, do func() error) error {
+// write writes the end of the attempt, again and again while the store is away,
+// and logs it. That another worker has the import by then is no failure of this
+// one.
+func (a *attempt) write(ctx context.Context, outcome tasks.State, cause error, do func(context.Context, tasks.Attempt) error) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, endPatience)
+	defer cancel()
 	for {
-		err := do()
+		err := do(ctx, a.record(string(outcome), cause))
 		switch {
+		case err == nil:
+			a.log.Info().AnErr("cause", cause).Str("outcome", string(outcome)).Int64("bytes", a.heart.counters().DoneBytes).
+				Float64("seconds", a.r.now().Sub(a.began).Seconds()).Msg("attempt ends")
+			return string(outcome), nil
 		case fault.KindOf(err) == fault.Fenced:
-			a.log.Warn().Err(err).Msg("the end of the attempt was not needed any more")
-			return nil
+			a.log.Warn().Err(err).Str("outcome", string(outcome)).Msg("another worker has the import; the end of this attempt is not recorded")
+			return tasks.OutcomeLost, nil
 		case fault.KindOf(err) != fault.Unavailable:
-			return err
+			return "", err
 		}
 		select {
 		case <-ctx.Done():
-			return err
+			return "", err
 		case <-time.After(endPause):
 		}
 	}
@@ -272,10 +277,7 @@ func (a *attempt) write(ctx context.Context, do func() error) error {
 func (a *attempt) record(outcome string, cause error) tasks.Attempt {
 	rec := tasks.Attempt{
 		Epoch: a.held.Epoch, Worker: a.r.opt.Worker, StartedAt: a.began.UTC(), EndedAt: a.r.now().UTC(),
-		Outcome: outcome, FromBytes: a.from,
-	}
-	if a.heart != nil {
-		rec.DoneBytes = a.heart.counters().DoneBytes
+		Outcome: outcome, FromBytes: a.from, DoneBytes: a.heart.counters().DoneBytes,
 	}
 	if cause != nil {
 		f := failureOf(cause)

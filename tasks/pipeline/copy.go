@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,18 +18,25 @@ import (
 // checkpoint is the point from which the next attempt can go on: the disks that
 // were finished, and how far the next one got.
 type checkpoint struct {
-	Done []tasks.DiskResult `json:"done,omitempty"`
-	Mark *storage.Mark      `json:"mark,omitempty"`
+	Done []tasks.DiskResult `json:"done"`
+	Mark *storage.Mark      `json:"mark"`
 }
 
-// loadCheckpoint returns an empty checkpoint for one that cannot be read: that
-// costs time, not correctness.
-func loadCheckpoint(saved []byte) checkpoint {
-	var cp checkpoint
-	if len(saved) > 0 && json.Unmarshal(saved, &cp) != nil {
-		return checkpoint{}
+// loadCheckpoint reads what an earlier attempt saved. What it cannot read, such as
+// the words of another version, is removed from the record as well: it must not
+// outlive what this attempt is about to write, for an attempt that can read it
+// would take the one for the other.
+func (a *attempt) loadCheckpoint(ctx context.Context, saved []byte) (cp checkpoint, err error) {
+	if len(saved) == 0 {
+		return cp, nil
 	}
-	return cp
+	dec := json.NewDecoder(bytes.NewReader(saved))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&cp); err != nil || cp.Mark == nil || len(cp.Done) >= len(a.imp.Disks) {
+		a.log.Warn().Err(err).Msg("checkpoint of another version is dropped")
+		return checkpoint{}, a.r.claims.SaveCheckpoint(ctx, a.held, nil, 0)
+	}
+	return cp, nil
 }
 
 // copyDisks copies all disks, from where the checkpoint stands.
@@ -91,16 +99,11 @@ func (c *diskCopy) run(ctx context.Context) (res *tasks.DiskResult, resumed bool
 	if err != nil {
 		return nil, false, err
 	}
-	closed := false
-	defer func() {
-		if !closed {
-			err = errors.Join(err, w.Close())
-		}
-	}()
 	if resumed && c.done != nil {
-		closed = true
 		return c.done, true, w.Close()
 	}
+	// On an error w is left open: the upload's Close lets go of it, without
+	// making durable what is about to be removed.
 	digests, err := c.transfer(ctx, obj, w, resumed)
 	if err != nil {
 		return nil, false, err
@@ -110,7 +113,6 @@ func (c *diskCopy) run(ctx context.Context) (res *tasks.DiskResult, resumed bool
 		return nil, false, errMismatch.Saw("expected %s, the object has %s", c.disk.SHA1, digests["sha1"])
 	}
 	res = &tasks.DiskResult{Format: string(format), ObjectBytes: obj.Size(), VirtualSize: size, Digests: digests}
-	closed = true
 	return res, resumed, w.Close()
 }
 
@@ -137,10 +139,7 @@ func (c *diskCopy) open(ctx context.Context, size int64) (w imageapi.DiskWriter,
 	// The checkpoint is of no use. It must be gone before this attempt's first
 	// Sync: after that an image service cannot tell any more that the checkpoint
 	// is about bytes which an earlier attempt wrote.
-	if err := c.r.claims.SaveCheckpoint(ctx, c.held, nil); err != nil {
-		return nil, false, errors.Join(err, w.Close())
-	}
-	return w, false, nil
+	return w, false, c.r.claims.SaveCheckpoint(ctx, c.held, nil, 0)
 }
 
 // transfer moves the bytes and returns the object's digests.
@@ -160,7 +159,7 @@ func (c *diskCopy) transfer(ctx context.Context, obj storage.Object, w imageapi.
 	})
 	if errors.Is(err, storage.ErrBadMark) {
 		// A worker with other digests made it. The next attempt starts over.
-		err = errors.Join(err, c.r.claims.SaveCheckpoint(ctx, c.held, nil))
+		err = errors.Join(err, c.r.claims.SaveCheckpoint(ctx, c.held, nil, 0))
 	}
 	return digests, err
 }
@@ -197,15 +196,25 @@ func (s *saver) stop() {
 func (s *saver) run(ctx context.Context) {
 	defer close(s.ended)
 	for m := range s.marks {
-		if err := context.Cause(ctx); err != nil && !errors.Is(err, tasks.ErrDraining) {
+		if !s.worthSaving(ctx) {
 			continue
 		}
-		// A checkpoint that is not saved only makes a later attempt start
-		// further back; a disk that cannot be synced is found by its Close.
-		if err := s.save(context.WithoutCancel(ctx), m); err != nil && ctx.Err() == nil {
+		err := s.save(context.WithoutCancel(ctx), m)
+		switch {
+		case fault.KindOf(err) == fault.Fenced:
+			s.copy.heart.stop(tasks.ErrClaimLost)
+		case err != nil:
+			// It only makes a later attempt start further back; a disk that
+			// cannot be synced is found by its Close.
 			s.copy.log.Warn().Err(err).Msg("checkpoint not saved")
 		}
 	}
+}
+
+// worthSaving is false when no attempt will go on from here.
+func (s *saver) worthSaving(ctx context.Context) bool {
+	cause := context.Cause(ctx)
+	return cause == nil || errors.Is(cause, tasks.ErrDraining) || errors.Is(cause, tasks.ErrTaskLost)
 }
 
 func (s *saver) save(ctx context.Context, m storage.Mark) error {
@@ -216,9 +225,13 @@ func (s *saver) save(ctx context.Context, m storage.Mark) error {
 	if err != nil {
 		return fmt.Errorf("encode checkpoint: %w", err)
 	}
+	reached := m.Offset
+	for _, d := range s.copy.finished {
+		reached += d.ObjectBytes
+	}
 	ctx, cancel := context.WithTimeout(ctx, s.copy.r.opt.Lease)
 	defer cancel()
-	return s.copy.r.claims.SaveCheckpoint(ctx, s.copy.held, b)
+	return s.copy.r.claims.SaveCheckpoint(ctx, s.copy.held, b, reached)
 }
 
 // inspect finds out what an object is, and the size of the disk it holds.

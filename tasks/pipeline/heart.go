@@ -36,10 +36,9 @@ type heart struct {
 // rateMemory is how much of the old rate a new beat keeps.
 const rateMemory = 0.7
 
-func startHeart(ctx context.Context, a *attempt, stop context.CancelCauseFunc) *heart {
+func newHeart(a *attempt, stop context.CancelCauseFunc) *heart {
 	h := &heart{attempt: a, stop: stop, nudged: make(chan struct{}, 1), ended: make(chan struct{}), lastAt: time.Now()}
 	h.enter(tasks.StageInspecting)
-	go h.run(ctx)
 	return h
 }
 
@@ -77,7 +76,7 @@ func (h *heart) beat(ctx context.Context) {
 	// A beat that hangs must not stand in the way of the next.
 	ctx, cancel := context.WithTimeout(ctx, r.opt.Lease/2)
 	defer cancel()
-	state, err := r.claims.Beat(ctx, h.attempt.held, h.progress(), r.opt.Lease, r.now())
+	state, err := r.claims.Beat(ctx, h.attempt.held, h.progress(), r.opt.Lease)
 	switch {
 	case fault.KindOf(err) == fault.Fenced:
 		h.stop(tasks.ErrClaimLost)

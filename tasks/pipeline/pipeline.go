@@ -44,8 +44,8 @@ type Options struct {
 	BeatEvery time.Duration
 	// Fetch is handed to storage.Fetch; its Pool is shared by all imports.
 	Fetch storage.Options
-	// MaxSetbacks is after how many passing failures an import fails, 12 by
-	// default: with the pauses between them more than an hour.
+	// MaxSetbacks is after how many passing failures without having got further
+	// an import fails, 12 by default: with the pauses between them about an hour.
 	MaxSetbacks int
 	// MaxCrashes is how many workers an import may take down without having
 	// got further, 5 by default.
@@ -110,7 +110,7 @@ func backoff(n int) time.Duration {
 
 // Handle is a tasks.Handler.
 func (r *Runner) Handle(ctx context.Context, ref tasks.Ref) (outcome string, err error) {
-	claimed, err := r.claims.Claim(ctx, ref, r.opt.Worker, r.opt.Lease, r.now())
+	claimed, err := r.claims.Claim(ctx, ref, r.opt.Worker, r.opt.Lease)
 	switch {
 	case fault.KindOf(err) == fault.Fenced:
 		return "", nil // an old ticket; somebody else has it, or it has ended
@@ -126,13 +126,25 @@ func (r *Runner) Handle(ctx context.Context, ref tasks.Ref) (outcome string, err
 		log: r.opt.Log.With().Str("import_id", string(ref.ID)).Int64("epoch", int64(claimed.Held.Epoch)).
 			Str("request_id", claimed.Import.RequestID).Logger(),
 	}
-	if a.region.Images == nil {
-		// Another worker may serve it; this one should not have been asked.
-		err := fault.New(fault.Unavailable, "region_not_served", "The region is not served at present.").Saw("region %s", a.imp.Region)
-		return a.release(ctx, tasks.OutcomeRetry, err)
+	if _, ok := r.regions[a.imp.Region]; !ok {
+		a.region = Region{Images: unserved{a.imp.Region}}
 	}
 	return a.run(ctx, claimed.Checkpoint)
 }
+
+// unserved is the image service of a region that this worker's configuration
+// lacks. Imports of it wait for a worker that has it, also with their clean-up.
+type unserved struct{ region string }
+
+func (u unserved) err() error {
+	return fault.New(fault.Unavailable, "region_not_served", "The region is not served at present.").Saw("region %s", u.region)
+}
+
+func (u unserved) Get(context.Context, string) (*imageapi.Image, error) { return nil, u.err() }
+
+func (u unserved) Begin(context.Context, imageapi.Spec) (imageapi.Upload, error) { return nil, u.err() }
+
+func (u unserved) Remove(context.Context, string, string) error { return u.err() }
 
 // Cancel tells the Runner that a cancel was accepted. If the import runs here
 // its heart beats at once, and so learns of it; else nothing happens.

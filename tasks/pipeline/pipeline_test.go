@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -77,7 +78,7 @@ func newRig(t *testing.T) *rig {
 	t.Helper()
 	t.Parallel()
 	r := &rig{t: t, redis: testenv.StartRedis(t), memory: storagetest.NewMemory(), dir: t.TempDir()}
-	r.store = redisstore.New(r.redis.Client(), 24*time.Hour)
+	r.store = redisstore.New(r.redis.Client(), redisstore.Options{Retention: 24 * time.Hour})
 	r.claims = r.store
 	r.objects = &tampered{Store: r.memory}
 	images, err := dirimages.New(r.dir, dirimages.Options{})
@@ -153,12 +154,29 @@ func (r *rig) get(spec *tasks.Spec) *tasks.Import {
 	return imp
 }
 
+func (r *rig) cancel(spec *tasks.Spec) {
+	r.t.Helper()
+	if _, err := r.store.Cancel(r.t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); err != nil {
+		r.t.Error(err)
+	}
+}
+
+// cancelOnce does not mind that the import was canceled before.
+func (r *rig) cancelOnce(spec *tasks.Spec) {
+	_, err := r.store.Cancel(r.t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID)
+	if err != nil && !errors.Is(err, tasks.ErrCancelRequested) {
+		r.t.Error(err)
+	}
+}
+
 // expire does what the dispatcher does when a worker has died.
 func (r *rig) expire(spec *tasks.Spec) {
 	r.t.Helper()
 	imp := r.get(spec)
 	held := tasks.Held{Ref: spec.Ref(), Epoch: imp.Epoch}
-	if err := r.store.Expire(r.t.Context(), held, tasks.Attempt{Epoch: imp.Epoch, Outcome: tasks.OutcomeLost}, time.Now().Add(time.Hour)); err != nil {
+	// An hour from now all claims have run out; the import is due before that.
+	attempt := tasks.Attempt{Epoch: imp.Epoch, Outcome: tasks.OutcomeLost}
+	if err := r.store.Expire(r.t.Context(), held, attempt, -2*time.Hour, time.Now().Add(time.Hour)); err != nil {
 		r.t.Fatal(err)
 	}
 }
@@ -221,8 +239,8 @@ func (r *rig) wantClean(images ...string) {
 	if n := r.pool.InUse(); n != 0 {
 		r.t.Errorf("%d buffers are still out", n)
 	}
-	if load, err := r.store.Load(r.t.Context(), "d1", time.Now()); err != nil || load.Running > 0 {
-		r.t.Errorf("claims left: %+v, %v", load, err)
+	if loads, err := r.store.Survey(r.t.Context(), []tasks.Tenant{"d1"}, time.Now(), time.Now()); err != nil || loads["d1"].Running > 0 {
+		r.t.Errorf("claims left: %+v, %v", loads, err)
 	}
 }
 
@@ -247,8 +265,8 @@ func (r *rig) untilSaved(spec *tasks.Spec, offset int64) {
 	rdb := r.redis.Client()
 	r.until(spec, "a checkpoint", func(*tasks.Import) bool {
 		saved, err := rdb.HGet(r.t.Context(), "vmimport:{d1}:import:"+string(spec.ID), "checkpoint").Bytes()
-		cp := loadCheckpoint(saved)
-		return err == nil && len(cp.Done) == 1 && cp.Mark != nil && cp.Mark.Offset >= offset
+		var cp checkpoint
+		return err == nil && json.Unmarshal(saved, &cp) == nil && len(cp.Done) == 1 && cp.Mark != nil && cp.Mark.Offset >= offset
 	})
 }
 
@@ -341,7 +359,7 @@ func TestCancelInTheMiddle(t *testing.T) {
 	}()
 	r.until(spec, "the middle", func(i *tasks.Import) bool { return i.DoneBytes > diskSize/3 })
 	began := time.Now()
-	if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID, time.Now()); err != nil {
+	if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); err != nil {
 		t.Fatal(err)
 	}
 	runner.Cancel(spec.ID)
@@ -427,23 +445,65 @@ func (c *counter) Ended(_, _ string, _ time.Duration, _ tasks.Counters, received
 func TestCheckpointWithoutItsData(t *testing.T) {
 	r := newRig(t)
 	a, b := disk(1, diskSize), disk(2, diskSize)
-	for _, done := range []int{0, 1} {
+	mark := `"mark":{"offset":65536,"states":{}}`
+	disk1 := `{"format":"raw","object_bytes":2097664,"virtual_size":2097664,"digests":{"sha1":"x"}}`
+	for name, cp := range map[string]string{
+		"first disk":      `{"done":null,` + mark + `}`,
+		"second disk":     `{"done":[` + disk1 + `],` + mark + `}`,
+		"too many disks":  `{"done":[` + disk1 + `,` + disk1 + `],` + mark + `}`,
+		"another version": `{"finished":[` + disk1 + `],` + mark + `}`,
+		"no mark":         `{"done":[` + disk1 + `]}`,
+		"not JSON":        `half`,
+	} {
 		spec := r.accept(a, b)
-		c, err := r.store.Claim(t.Context(), spec.Ref(), "w0", Lease, time.Now())
+		c, err := r.store.Claim(t.Context(), spec.Ref(), "w0", Lease)
 		if err != nil {
 			t.Fatal(err)
 		}
-		cp := `{"mark":{"offset":65536,"states":{}}}`
-		if done == 1 {
-			cp = `{"done":[{"format":"raw","object_bytes":2097664,"virtual_size":2097664,"digests":{"sha1":"x"}}],"mark":{"offset":65536,"states":{}}}`
-		}
-		if err := r.store.SaveCheckpoint(t.Context(), c.Held, []byte(cp)); err != nil {
+		if err := r.store.SaveCheckpoint(t.Context(), c.Held, []byte(cp), 65536); err != nil {
 			t.Fatal(err)
 		}
 		r.expire(spec)
+		t.Log(name)
 		r.handle(spec)
 		r.wantImage(spec, a, b)
 	}
+}
+
+// TestCheckpointOfAnotherVersion has an attempt in the middle that cannot read
+// the checkpoint of the first, and dies before it has one of its own. The third
+// can read it, and must not take the second's file for the first's.
+func TestCheckpointOfAnotherVersion(t *testing.T) {
+	r := newRig(t)
+	b := disk(1, diskSize)
+	spec := r.accept(b)
+	drain := func(stall int64, ready func()) {
+		t.Helper()
+		r.objects.with(stallAt(stall))
+		ctx, stop := context.WithCancelCause(t.Context())
+		defer stop(nil)
+		go func() {
+			ready()
+			stop(tasks.ErrDraining)
+		}()
+		if outcome, err := r.runner().Handle(ctx, spec.Ref()); outcome != tasks.OutcomeDrained || err != nil {
+			t.Fatalf("outcome %q, %v", outcome, err)
+		}
+	}
+	rdb, key := r.redis.Client(), "vmimport:{d1}:import:"+string(spec.ID)
+	saved := func() string { return rdb.HGet(t.Context(), key, "checkpoint").Val() }
+	drain(diskSize-chunk, func() { r.until(spec, "a checkpoint", func(*tasks.Import) bool { return saved() != "" }) })
+	first := saved()
+	if err := rdb.HSet(t.Context(), key, "checkpoint", `{"version":7}`).Err(); err != nil {
+		t.Fatal(err)
+	}
+	drain(chunk, func() { r.until(spec, "some bytes", func(i *tasks.Import) bool { return i.DoneBytes > 0 }) })
+	if got := saved(); got != "" {
+		t.Errorf("the record still has the checkpoint %s; the first was %s", got, first)
+	}
+	r.objects.with(func(o storage.Object) storage.Object { return o })
+	r.handle(spec)
+	r.wantImage(spec, b)
 }
 
 // TestDigestsChangeBetweenAttempts resumes under a configuration for which the
@@ -518,7 +578,7 @@ func TestObjectReplaced(t *testing.T) {
 
 	late := r.accept(disk(1, diskSize))
 	r.objects.with(func(o storage.Object) storage.Object {
-		return replacing{o, func() { r.memory.Put(storage.Location(late.Disks[0].Object), disk(2, diskSize)) }}
+		return replacing{o, func(context.Context) { r.memory.Put(storage.Location(late.Disks[0].Object), disk(2, diskSize)) }}
 	})
 	r.handle(late)
 	r.wantNothing(late, tasks.Failed, "object_changed")
@@ -533,12 +593,12 @@ func TestObjectReplaced(t *testing.T) {
 // replacing calls do when the second half of the object is read.
 type replacing struct {
 	storage.Object
-	do func()
+	do func(ctx context.Context)
 }
 
 func (o replacing) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	if off > diskSize/2 && n > 512 {
-		o.do()
+		o.do(ctx)
 	}
 	return o.Object.ReadRange(ctx, off, n)
 }
@@ -548,7 +608,7 @@ func TestPoison(t *testing.T) {
 	r.opt.MaxCrashes = 2
 	spec := r.accept(disk(1, diskSize))
 	for range 2 {
-		if _, err := r.store.Claim(t.Context(), spec.Ref(), "w0", Lease, time.Now()); err != nil {
+		if _, err := r.store.Claim(t.Context(), spec.Ref(), "w0", Lease); err != nil {
 			t.Fatal(err)
 		}
 		r.expire(spec)
@@ -604,11 +664,11 @@ type meddling struct {
 	succeed      func() error
 }
 
-func (m *meddling) BeginPublish(ctx context.Context, h tasks.Held, res *tasks.Result, now time.Time) error {
+func (m *meddling) BeginPublish(ctx context.Context, h tasks.Held, res *tasks.Result) error {
 	if m.beginPublish != nil {
 		m.beginPublish()
 	}
-	return m.Claims.BeginPublish(ctx, h, res, now)
+	return m.Claims.BeginPublish(ctx, h, res)
 }
 
 func (m *meddling) Succeed(ctx context.Context, h tasks.Held, a tasks.Attempt) error {
@@ -622,7 +682,7 @@ func TestCancelJustBeforePublishing(t *testing.T) {
 	r := newRig(t)
 	spec := r.accept(disk(1, diskSize))
 	r.claims = &meddling{Claims: r.store, beginPublish: func() {
-		if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID, time.Now()); err != nil {
+		if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); err != nil {
 			t.Error(err)
 		}
 	}}
@@ -639,7 +699,7 @@ func TestDeathBetweenPublishingAndFinishing(t *testing.T) {
 	if _, err := r.runner().Handle(t.Context(), spec.Ref()); !errors.Is(err, died) {
 		t.Fatalf("Handle: %v", err)
 	}
-	if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID, time.Now()); !errors.Is(err, tasks.ErrFinished) {
+	if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); !errors.Is(err, tasks.ErrFinished) {
 		t.Errorf("a cancel after publishing: %v", err)
 	}
 	r.expire(spec)
@@ -648,6 +708,23 @@ func TestDeathBetweenPublishingAndFinishing(t *testing.T) {
 		t.Error("the object was read again")
 		return o
 	})
+	r.handle(spec)
+	r.wantImage(spec, b)
+}
+
+// TestPublishedImageOutlivesCrashes: an image that was published is never taken
+// back, however many workers died over it.
+func TestPublishedImageOutlivesCrashes(t *testing.T) {
+	r := newRig(t)
+	r.opt.MaxCrashes = 1
+	b := disk(1, diskSize)
+	spec := r.accept(b)
+	r.claims = &meddling{Claims: r.store, succeed: func() error { return errors.New("died") }}
+	if _, err := r.runner().Handle(t.Context(), spec.Ref()); err == nil {
+		t.Fatal("no error")
+	}
+	r.expire(spec)
+	r.claims = r.store
 	r.handle(spec)
 	r.wantImage(spec, b)
 }
@@ -727,12 +804,105 @@ func TestCleanUpIsRepeatedUntilItIsDone(t *testing.T) {
 	spec := r.accept(disk(1, diskSize))
 	r.objects.with(func(o storage.Object) storage.Object { return flipped{o} })
 	for range 3 {
-		if got := r.handle(spec); got != tasks.OutcomeRetry {
+		if got := r.handle(spec); got != tasks.OutcomeLeftovers {
+			t.Errorf("outcome %q", got)
+		}
+		r.objects.with(func(storage.Object) storage.Object { panic("a verdict is not tried again") })
+	}
+	r.handle(spec)
+	r.wantNothing(spec, tasks.Failed, "checksum_mismatch")
+}
+
+func TestCanceledCleanUpIsRepeated(t *testing.T) {
+	r := newRig(t)
+	r.images = &stuck{r.images, 2}
+	spec := r.accept(disk(1, diskSize))
+	r.claims = &meddling{Claims: r.store, beginPublish: func() { r.cancel(spec) }}
+	for range 2 {
+		if got := r.handle(spec); got != tasks.OutcomeLeftovers {
 			t.Errorf("outcome %q", got)
 		}
 	}
+	if got := r.get(spec).State; got != tasks.Cancelling {
+		t.Errorf("state %s", got)
+	}
 	r.handle(spec)
-	r.wantNothing(spec, tasks.Failed, "")
+	r.wantNothing(spec, tasks.Canceled, "")
+}
+
+// TestCancelBehindAFailure cancels an import whose worker is about to give it
+// back: the cancel does not wait for the next attempt.
+func TestCancelBehindAFailure(t *testing.T) {
+	r := newRig(t)
+	r.opt.Backoff = func(int) time.Duration { return time.Hour }
+	spec := r.accept(disk(1, diskSize))
+	r.opt.BeatEvery = time.Hour
+	r.objects.with(func(o storage.Object) storage.Object {
+		broken := storagetest.Break(o, storagetest.FailOpen, diskSize/2+chunk, -1, errors.New("connection refused"))
+		return replacing{broken, func(context.Context) { r.cancelOnce(spec) }}
+	})
+	if got := r.handle(spec); got != "canceled" {
+		t.Errorf("outcome %q", got)
+	}
+	r.wantNothing(spec, tasks.Canceled, "")
+}
+
+func TestQueueGivesTheTaskUp(t *testing.T) {
+	r := newRig(t)
+	b := disk(1, diskSize)
+	spec := r.accept(b)
+	r.objects.with(stallAt(diskSize / 2))
+	ctx, stop := context.WithCancelCause(t.Context())
+	defer stop(nil)
+	go func() {
+		r.until(spec, "the middle", func(i *tasks.Import) bool { return i.DoneBytes > diskSize/3 })
+		stop(tasks.ErrTaskLost)
+	}()
+	outcome, err := r.runner().Handle(ctx, spec.Ref())
+	if imp := r.get(spec); outcome != tasks.OutcomeDrained || err != nil || imp.State != tasks.Queued || imp.Crashes+imp.Setbacks != 0 {
+		t.Errorf("outcome %q, %v: %+v", outcome, err, imp)
+	}
+	r.objects.with(func(o storage.Object) storage.Object { return o })
+	r.handle(spec)
+	r.wantImage(spec, b)
+}
+
+// TestShutOutAttemptStopsReading lets another take the image over, while the
+// record still says that the attempt holds the claim.
+func TestShutOutAttemptStopsReading(t *testing.T) {
+	r := newRig(t)
+	spec := r.accept(disk(1, diskSize))
+	r.objects.with(func(o storage.Object) storage.Object {
+		return replacing{o, func(ctx context.Context) {
+			if err := r.images.Remove(t.Context(), string(spec.ID), spec.ImageID); err != nil {
+				t.Error(err)
+			}
+			<-ctx.Done() // no more bytes: only the checkpoint can end it
+		}}
+	})
+	r.opt.Fetch.MarkEvery = chunk
+	outcome, err := r.runner().Handle(t.Context(), spec.Ref())
+	if outcome != tasks.OutcomeLost || err != nil {
+		t.Errorf("outcome %q, %v", outcome, err)
+	}
+}
+
+func TestRegionThatIsNotServed(t *testing.T) {
+	r := newRig(t)
+	b := disk(1, diskSize)
+	spec, canceled := r.accept(b), r.accept(b)
+	elsewhere := New(r.claims, nil, r.opt)
+	for range 2 {
+		if outcome, err := elsewhere.Handle(t.Context(), spec.Ref()); outcome != tasks.OutcomeRetry || err != nil {
+			t.Errorf("outcome %q, %v", outcome, err)
+		}
+	}
+	if c := r.get(spec).Attempts[0].Cause; c == nil || c.Code != "region_not_served" {
+		t.Errorf("cause %+v", c)
+	}
+	r.cancel(canceled)
+	r.handle(spec)
+	r.wantImage(spec, b)
 }
 
 func TestPreflight(t *testing.T) {

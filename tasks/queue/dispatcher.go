@@ -3,13 +3,14 @@ package queue
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
-	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 
+	"vmimport/internal/fault"
 	"vmimport/tasks"
 )
 
@@ -17,13 +18,19 @@ import (
 // pipeline.Lease) plus at most two rounds.
 const (
 	roundEvery = 500 * time.Millisecond
-	leadFor    = 3 * time.Second  // a dead leader is replaced after this
-	checkEvery = 5 * time.Second  // look for tickets whose task is gone
+	roundLimit = time.Minute      // a round that takes longer is given up
+	leadFor    = 5 * time.Second  // a dead leader is replaced after this
+	renewEvery = time.Second      // within a round
 	unclaimed  = 10 * time.Second // a ticket younger than this is left alone
-	purgeEvery = 30 * time.Second
-	purgeBatch = 100
-	minWindow  = 2 // tickets in the queue, however few slots are known
+	tidyEvery  = 5 * time.Second  // look after lost tickets and old records
+	purgeBatch = 50               // records of a tenant at a time
+	ahead      = 2                // tickets beyond the free slots, so that none idles
+	maxErrors  = 5                // after which a round is given up
 )
+
+// crashPauses is how long an import waits after its n-th crash without progress.
+// The first costs nothing, since most often the worker is to blame.
+var crashPauses = []time.Duration{0, 30 * time.Second, 2 * time.Minute, 8 * time.Minute, 30 * time.Minute}
 
 // transport is the part of Queue that the Dispatcher needs.
 type transport interface {
@@ -35,9 +42,10 @@ type transport interface {
 // Dispatcher moves due imports from their records to the queue, and brings back
 // those whose worker or ticket was lost.
 //
-// It keeps only as many tickets in the queue as there are slots, and gives each
-// next one to the tenant with the fewest imports in service. So a tenant with a
-// thousand imports delays another's single one by no more than a few.
+// It keeps only as many tickets in the queue as there are free slots and a few
+// more, and gives each next one to the tenant with the fewest imports in
+// service. So a tenant with a thousand imports delays another's single one by
+// no more than a few.
 type Dispatcher struct {
 	backlog tasks.Backlog
 	signals tasks.Signals
@@ -45,20 +53,19 @@ type Dispatcher struct {
 	who     string
 	lease   time.Duration
 	log     zerolog.Logger
-	now     func() time.Time
 
 	// OnCancel is called for each cancel that the Dispatcher hears of, whether
 	// it leads or not. Set it before Run.
 	OnCancel func(tasks.ID)
 
-	// Below is for Run's goroutine alone.
+	// Below is for Run's goroutine alone. Times are those of the store's clock.
 	healthySince time.Time // since when every round has reached the store
 	lastRound    time.Time
-	lastCheck    time.Time
-	lastPurge    time.Time
+	lastTidy     time.Time
+	renewed      time.Time              // the lead, by this process's clock
 	served       map[tasks.Tenant]int64 // order in which tenants got their last ticket
 	servings     int64
-	suspects     map[string]bool // tasks seen taken but unclaimed at the last check
+	suspects     map[string]bool // tasks seen taken but unclaimed at the last look
 
 	leading atomic.Bool
 	expired atomic.Int64
@@ -68,7 +75,7 @@ type Dispatcher struct {
 // may do. lease is how long a claim lasts without a beat.
 func NewDispatcher(backlog tasks.Backlog, signals tasks.Signals, queue transport, who string, lease time.Duration, log zerolog.Logger) *Dispatcher {
 	return &Dispatcher{
-		backlog: backlog, signals: signals, queue: queue, who: who, lease: lease, log: log, now: time.Now,
+		backlog: backlog, signals: signals, queue: queue, who: who, lease: lease, log: log,
 		OnCancel: func(tasks.ID) {},
 		served:   map[tasks.Tenant]int64{},
 		suspects: map[string]bool{},
@@ -103,7 +110,11 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	<-listening
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	return d.backlog.Resign(ctx, d.who)
+	if err := d.backlog.Resign(ctx, d.who); err != nil {
+		// Another takes the lead when it runs out.
+		d.log.Warn().Err(err).Msg("dispatcher did not resign")
+	}
+	return nil
 }
 
 // listen turns signals into wake-ups. While it is deaf, the ticker does.
@@ -114,113 +125,233 @@ func (d *Dispatcher) listen(ctx context.Context, wake chan<- struct{}) {
 		default: // a round is due already
 		}
 	}
-	for ctx.Err() == nil {
-		err := d.signals.Listen(ctx, onWork, func(id tasks.ID) { d.OnCancel(id) })
-		if ctx.Err() == nil {
-			d.log.Warn().Err(err).Msg("dispatcher lost its signals")
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
+	if err := d.signals.Listen(ctx, onWork, func(id tasks.ID) { d.OnCancel(id) }); ctx.Err() == nil {
+		d.log.Error().Err(err).Msg("dispatcher lost its signals")
 	}
 }
 
+// errNotLeading ends a round of a Dispatcher that lost the lead meanwhile.
+var errNotLeading = errors.New("another dispatcher leads")
+
 // round does all there is to do now, if this Dispatcher leads.
-func (d *Dispatcher) round(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, leadFor)
+func (d *Dispatcher) round(parent context.Context) {
+	ctx, cancel := context.WithTimeout(parent, roundLimit)
 	defer cancel()
-	now := d.now()
-	// A process that was stopped for a while saw nothing in between.
-	if now.Sub(d.lastRound) > d.lease/2 {
+	now, err := d.backlog.Now(ctx)
+	if err != nil {
+		d.leading.Store(false)
+		d.lastRound = time.Time{}
+		if parent.Err() == nil {
+			d.log.Warn().Err(err).Msg("dispatcher does not reach the store")
+		}
+		return
+	}
+	// After a gap, whether the store was away or this process stood still, other
+	// workers first get a lease's time to beat. A clock that was set is a gap.
+	if gap := now.Sub(d.lastRound); gap < 0 || gap > d.lease/2 {
 		d.healthySince = now
 	}
 	d.lastRound = now
-	leads, err := d.backlog.Lead(ctx, d.who, leadFor)
-	d.leading.Store(leads && err == nil)
-	if err == nil && leads {
+	d.renewed = time.Time{}
+	err = d.keepLead(ctx)
+	d.leading.Store(err == nil)
+	if err == nil {
 		err = d.lead(ctx, now)
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && !errors.Is(err, errNotLeading) && parent.Err() == nil {
 		d.log.Warn().Err(err).Msg("dispatcher round failed")
-	}
-	if err != nil {
-		d.healthySince = d.now()
 	}
 }
 
+// keepLead takes the lead, or renews it when it is time.
+func (d *Dispatcher) keepLead(ctx context.Context) error {
+	if time.Since(d.renewed) < renewEvery {
+		return nil
+	}
+	leads, err := d.backlog.Lead(ctx, d.who, leadFor)
+	if err == nil && !leads {
+		err = errNotLeading
+	}
+	d.renewed = time.Now()
+	return err
+}
+
+// lead is one round of the leader: see what there is, hand out what is due, take
+// back what was lost, and tidy up. What customers wait for comes first.
 func (d *Dispatcher) lead(ctx context.Context, now time.Time) error {
 	tenants, err := d.backlog.Tenants(ctx, now)
 	if err != nil {
 		return err
 	}
-	due := func(last *time.Time, every time.Duration) bool {
-		if now.Sub(*last) < every {
-			return false
-		}
-		*last = now
-		return true
-	}
-	check, purge := due(&d.lastCheck, checkEvery), due(&d.lastPurge, purgeEvery)
-	suspects := map[string]bool{}
-	loads := make(map[tasks.Tenant]tasks.Load, len(tenants))
-	for _, tenant := range tenants {
-		// Workers cannot beat while the store is away, so claims that ran out
-		// then say nothing: each worker first gets a whole lease to beat again.
-		if now.Sub(d.healthySince) >= d.lease {
-			if err := d.expire(ctx, tenant, now); err != nil {
-				return err
-			}
-		}
-		if check {
-			if err := d.check(ctx, tenant, now, suspects); err != nil {
-				return err
-			}
-		}
-		if purge {
-			if _, err := d.backlog.Purge(ctx, tenant, purgeBatch, now); err != nil {
-				return err
-			}
-		}
-		if loads[tenant], err = d.backlog.Load(ctx, tenant, now); err != nil {
-			return err
-		}
-	}
-	if check {
-		d.suspects = suspects
-	}
-	maps.DeleteFunc(d.served, func(t tasks.Tenant, _ int64) bool { return loads[t] == tasks.Load{} })
-	return d.dispatch(ctx, loads, now)
-}
-
-// expire takes back the claims of workers whose beats have stopped.
-func (d *Dispatcher) expire(ctx context.Context, tenant tasks.Tenant, now time.Time) error {
-	lost, err := d.backlog.Expired(ctx, tenant, now)
+	loads, err := d.backlog.Survey(ctx, tenants, now, now.Add(-unclaimed))
 	if err != nil {
 		return err
 	}
-	for _, imp := range lost {
-		attempt := tasks.Attempt{
-			Epoch: imp.Epoch, Worker: imp.Worker, StartedAt: imp.ClaimedAt, EndedAt: now.UTC(),
-			Outcome: tasks.OutcomeLost, DoneBytes: imp.DoneBytes,
-			Cause: &tasks.Failure{Code: "worker_lost", Message: "The worker that ran the import stopped answering."},
+	maps.DeleteFunc(d.served, func(t tasks.Tenant, _ int64) bool { return loads[t].Open == 0 })
+	err = errors.Join(d.dispatch(ctx, loads, now), d.recover(ctx, loads, now))
+	if now.Sub(d.lastTidy) >= tidyEvery || now.Before(d.lastTidy) {
+		d.lastTidy = now
+		err = errors.Join(err, d.tidy(ctx, loads, now))
+	}
+	return err
+}
+
+// each does something for every tenant whose load says so. One tenant's error is
+// no obstacle for the others, unless there are too many.
+func (d *Dispatcher) each(ctx context.Context, loads map[tasks.Tenant]tasks.Load, which func(tasks.Load) bool, do func(tasks.Tenant) error) error {
+	var errs []error
+	for tenant, load := range loads {
+		if !which(load) {
+			continue
 		}
-		held := tasks.Held{Ref: imp.Ref(), Epoch: imp.Epoch}
-		switch err := d.backlog.Expire(ctx, held, attempt, now); {
-		case err == nil:
-			d.expired.Add(1)
-			d.log.Warn().Str("import_id", string(imp.ID)).Int64("epoch", int64(imp.Epoch)).Str("worker", imp.Worker).
-				Msg("claim ran out; the import is queued again")
-		case !isFenced(err): // fenced: it beat in the last moment
-			return err
+		if err := d.keepLead(ctx); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		if err := do(tenant); err != nil {
+			if errs = append(errs, err); len(errs) == maxErrors {
+				break
+			}
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// dispatch hands out clean-ups, and imports as far as there is room.
+func (d *Dispatcher) dispatch(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) error {
+	// Clean-ups have slots of their own, and so no part in the window.
+	err := d.each(ctx, loads, func(l tasks.Load) bool { return l.Cleanups > 0 }, func(tenant tasks.Tenant) error {
+		return d.hand(ctx, tenant, true, loads[tenant].Cleanups, now)
+	})
+	free, ferr := d.free(loads)
+	if ferr != nil {
+		return errors.Join(err, ferr)
+	}
+	for failed := 0; free > 0 && failed < maxErrors; free-- {
+		tenant, ok := d.next(loads)
+		if !ok {
+			break
+		}
+		if lerr := d.keepLead(ctx); lerr != nil {
+			return lerr
+		}
+		load := loads[tenant]
+		load.Due--
+		if herr := d.hand(ctx, tenant, false, 1, now); herr != nil {
+			err = herr
+			failed++
+			load.Due = 0 // this tenant is passed over until the next round
+		} else {
+			load.Dispatched++
+			d.servings++
+			d.served[tenant] = d.servings
+		}
+		loads[tenant] = load
+	}
+	return err
+}
+
+// free counts how many tickets may be added to the queue.
+func (d *Dispatcher) free(loads map[tasks.Tenant]tasks.Load) (int, error) {
+	due, dispatched, running := 0, 0, 0
+	for _, load := range loads {
+		due += load.Due
+		dispatched += load.Dispatched
+		running += load.Running
+	}
+	if due == 0 {
+		return 0, nil
+	}
+	slots, err := d.queue.Slots()
+	if err != nil {
+		return 0, err
+	}
+	return max(slots-running, 0) + ahead - dispatched, nil
+}
+
+// next picks the tenant with the fewest imports in service, and among equals
+// the one that has waited longest since its last turn.
+func (d *Dispatcher) next(loads map[tasks.Tenant]tasks.Load) (tasks.Tenant, bool) {
+	var best tasks.Tenant
+	found := false
+	inService := func(t tasks.Tenant) int { return loads[t].Dispatched + loads[t].Running }
+	for t, load := range loads {
+		if load.Due > 0 && (!found || cmp.Or(
+			cmp.Compare(inService(t), inService(best)), cmp.Compare(d.served[t], d.served[best]), cmp.Compare(t, best)) < 0) {
+			best, found = t, true
+		}
+	}
+	return best, found
+}
+
+// hand gives n of a tenant's imports to the queue.
+func (d *Dispatcher) hand(ctx context.Context, tenant tasks.Tenant, cleanup bool, n int, now time.Time) error {
+	tickets, err := d.backlog.Dispatch(ctx, tenant, cleanup, n, now)
+	for _, t := range tickets {
+		qerr := d.queue.Enqueue(ctx, t)
+		if qerr == nil {
+			continue
+		}
+		// Without a task the ticket would be found in a while; this is sooner.
+		err = errors.Join(err, qerr, d.backlog.Recall(ctx, t, now))
+	}
+	return err
+}
+
+// recover takes back the claims of workers whose beats have stopped.
+func (d *Dispatcher) recover(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) error {
+	if now.Sub(d.healthySince) < d.lease {
+		return nil
+	}
+	return d.each(ctx, loads, func(l tasks.Load) bool { return l.Expired > 0 }, func(tenant tasks.Tenant) error {
+		lost, err := d.backlog.Expired(ctx, tenant, now)
+		if err != nil {
+			return err
+		}
+		for _, imp := range lost {
+			if err := d.expire(ctx, imp, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (d *Dispatcher) expire(ctx context.Context, imp *tasks.Import, now time.Time) error {
+	attempt := tasks.Attempt{
+		Epoch: imp.Epoch, Worker: imp.Worker, StartedAt: imp.ClaimedAt, EndedAt: now.UTC(),
+		Outcome: tasks.OutcomeLost, DoneBytes: imp.DoneBytes,
+		Cause: &tasks.Failure{Code: "worker_lost", Message: "The worker that ran the import stopped answering."},
+	}
+	pause := crashPauses[min(imp.Crashes, len(crashPauses)-1)]
+	err := d.backlog.Expire(ctx, tasks.Held{Ref: imp.Ref(), Epoch: imp.Epoch}, attempt, pause, now)
+	switch {
+	case fault.KindOf(err) == fault.Fenced:
+		return nil // it beat in the last moment
+	case err != nil:
+		return err
+	}
+	d.expired.Add(1)
+	d.log.Warn().Str("import_id", string(imp.ID)).Int64("epoch", int64(imp.Epoch)).Str("lost_worker", imp.Worker).Dur("pause", pause).
+		Msg("claim ran out; the import is queued again")
 	return nil
 }
 
-// check recalls tickets that will never be claimed: their task is gone, or has
-// been with a worker for two checks without a claim.
-func (d *Dispatcher) check(ctx context.Context, tenant tasks.Tenant, now time.Time, suspects map[string]bool) error {
+// tidy recalls tickets that will never be claimed, and removes old records.
+func (d *Dispatcher) tidy(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) error {
+	suspects := map[string]bool{}
+	err := d.each(ctx, loads, func(l tasks.Load) bool { return l.Unclaimed > 0 }, func(tenant tasks.Tenant) error {
+		return d.recall(ctx, tenant, now, suspects)
+	})
+	d.suspects = suspects
+	return errors.Join(err, d.each(ctx, loads, func(l tasks.Load) bool { return l.Ended > 0 || l.Open == 0 }, func(tenant tasks.Tenant) error {
+		_, err := d.backlog.Purge(ctx, tenant, purgeBatch, now)
+		return err
+	}))
+}
+
+// recall recalls a tenant's tickets whose task is gone, or has been with a worker
+// for two looks without a claim.
+func (d *Dispatcher) recall(ctx context.Context, tenant tasks.Tenant, now time.Time, suspects map[string]bool) error {
 	tickets, err := d.backlog.Unclaimed(ctx, tenant, now.Add(-unclaimed))
 	if err != nil {
 		return err
@@ -240,92 +371,6 @@ func (d *Dispatcher) check(ctx context.Context, tenant tasks.Tenant, now time.Ti
 		}
 		d.log.Warn().Str("import_id", string(t.ID)).Int64("ticket", t.Number).Str("task", string(standing)).Msg("ticket recalled")
 		if err := d.backlog.Recall(ctx, t, now); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// dispatch fills the window, tenant by tenant.
-func (d *Dispatcher) dispatch(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) error {
-	for tenant, load := range loads {
-		// Clean-ups have slots of their own, and so no part in the window.
-		if load.Urgent > 0 {
-			if err := d.hand(ctx, tenant, load.Urgent, now); err != nil {
-				return err
-			}
-			load.Due -= load.Urgent
-			load.Waiting -= load.Urgent
-			loads[tenant] = load
-		}
-	}
-	free, err := d.free(loads)
-	if err != nil {
-		return err
-	}
-	for ; free > 0; free-- {
-		tenant, ok := d.next(loads)
-		if !ok {
-			return nil
-		}
-		if err := d.hand(ctx, tenant, 1, now); err != nil {
-			return err
-		}
-		load := loads[tenant]
-		load.Due--
-		load.Dispatched++
-		loads[tenant] = load
-		d.servings++
-		d.served[tenant] = d.servings
-	}
-	return nil
-}
-
-// free counts how many tickets may be added to the queue.
-func (d *Dispatcher) free(loads map[tasks.Tenant]tasks.Load) (int, error) {
-	due, dispatched := 0, 0
-	for _, load := range loads {
-		due += load.Due
-		dispatched += load.Dispatched
-	}
-	if due == 0 {
-		return 0, nil
-	}
-	slots, err := d.queue.Slots()
-	if err != nil {
-		return 0, err
-	}
-	return max(slots, minWindow) - dispatched, nil
-}
-
-// next picks the tenant with the fewest imports in service, and among equals
-// the one that has waited longest since its last turn.
-func (d *Dispatcher) next(loads map[tasks.Tenant]tasks.Load) (tasks.Tenant, bool) {
-	var waiting []tasks.Tenant
-	for tenant, load := range loads {
-		if load.Due > 0 {
-			waiting = append(waiting, tenant)
-		}
-	}
-	if len(waiting) == 0 {
-		return "", false
-	}
-	inService := func(t tasks.Tenant) int { return loads[t].Dispatched + loads[t].Running }
-	return slices.MinFunc(waiting, func(a, b tasks.Tenant) int {
-		return cmp.Or(cmp.Compare(inService(a), inService(b)), cmp.Compare(d.served[a], d.served[b]), cmp.Compare(a, b))
-	}), true
-}
-
-// hand gives n of a tenant's imports to the queue.
-func (d *Dispatcher) hand(ctx context.Context, tenant tasks.Tenant, n int, now time.Time) error {
-	tickets, err := d.backlog.Dispatch(ctx, tenant, n, now)
-	if err != nil {
-		return err
-	}
-	for _, t := range tickets {
-		if err := d.queue.Enqueue(ctx, t); err != nil {
-			// Without a task, check would recall it in a while; this is sooner.
-			_ = d.backlog.Recall(ctx, t, now)
 			return err
 		}
 	}

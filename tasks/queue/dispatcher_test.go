@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -60,14 +61,16 @@ type fixture struct {
 	clock time.Time
 }
 
-func newStore(rdb redis.UniversalClient) *redisstore.Store { return redisstore.New(rdb, 24*time.Hour) }
+func newStore(rdb redis.UniversalClient, now func() time.Time) *redisstore.Store {
+	return redisstore.New(rdb, redisstore.Options{Retention: 24 * time.Hour, Now: now})
+}
 
 func newFixture(t *testing.T) *fixture {
 	t.Helper()
 	t.Parallel()
-	f := &fixture{t: t, store: newStore(testenv.StartRedis(t).Client()), belt: &belt{slots: 4, standing: map[string]Standing{}}, clock: start}
+	f := &fixture{t: t, belt: &belt{slots: 4, standing: map[string]Standing{}}, clock: start}
+	f.store = newStore(testenv.StartRedis(t).Client(), func() time.Time { return f.clock })
 	f.Dispatcher = NewDispatcher(f.store, f.store, f.belt, "d1", lease, zerolog.Nop())
-	f.now = func() time.Time { return f.clock }
 	return f
 }
 
@@ -93,7 +96,7 @@ func (f *fixture) create(tenant tasks.Tenant) *tasks.Spec {
 
 func (f *fixture) claim(ref tasks.Ref) tasks.Held {
 	f.t.Helper()
-	c, err := f.store.Claim(f.t.Context(), ref, "w1", lease, f.clock)
+	c, err := f.store.Claim(f.t.Context(), ref, "w1", lease)
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -114,26 +117,33 @@ func TestOneTenantDoesNotStarveAnother(t *testing.T) {
 	for range 40 {
 		f.create("many")
 	}
+	f.belt.slots = 20
 	f.rounds(time.Second)
-	if len(f.belt.tickets) != f.belt.slots {
-		t.Fatalf("%d tickets for %d slots", len(f.belt.tickets), f.belt.slots)
+	if n := len(f.belt.tickets); n != f.belt.slots+ahead {
+		t.Fatalf("%d tickets for %d slots", n, f.belt.slots)
 	}
-	for _, tk := range f.belt.tickets {
-		f.claim(tk.Ref)
+	var held []tasks.Held
+	for _, tk := range f.belt.tickets[:f.belt.slots] {
+		held = append(held, f.claim(tk.Ref))
 	}
 	single := f.create("one")
-	f.rounds(time.Second)
-	if got := f.belt.tickets[f.belt.slots]; got.ID != single.ID {
-		t.Errorf("the next ticket is of tenant %s", got.Tenant)
+	// Import by import ends, and the next ticket is taken: only those that were
+	// out already come before the single one.
+	for i, h := range held[:ahead+1] {
+		if err := f.store.Fail(t.Context(), h, tasks.Failure{Code: "x"}, tasks.Attempt{}); err != nil {
+			t.Fatal(err)
+		}
+		f.claim(f.belt.tickets[f.belt.slots+i].Ref)
+		f.rounds(roundEvery)
 	}
-	if n := len(f.belt.tickets); n != 2*f.belt.slots {
-		t.Errorf("%d tickets; only unclaimed ones count against the window", n)
+	if got := f.get(single).State; got != tasks.Processing {
+		t.Errorf("after %d imports of the other tenant have ended it is %s", ahead+1, got)
 	}
 }
 
 func TestEqualTenantsTakeTurns(t *testing.T) {
 	f := newFixture(t)
-	f.belt.slots = 9
+	f.belt.slots = 9 - ahead
 	for range 9 {
 		for _, tenant := range []tasks.Tenant{"a", "b", "c"} {
 			f.create(tenant)
@@ -153,19 +163,19 @@ func TestCleanUpsDoNotWaitForSlots(t *testing.T) {
 	f := newFixture(t)
 	spec := f.create("a")
 	held := f.claim(spec.Ref())
-	if err := f.store.Release(t.Context(), held, f.clock.Add(time.Hour), tasks.Attempt{Outcome: tasks.OutcomeRetry, EndedAt: f.clock}); err != nil {
+	if err := f.store.Release(t.Context(), held, time.Hour, tasks.Attempt{Outcome: tasks.OutcomeRetry}); err != nil {
 		t.Fatal(err)
 	}
 	for range 10 {
 		f.create("a")
 	}
 	f.rounds(roundEvery) // fills the window
-	if _, err := f.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "a"}, spec.ID, f.clock); err != nil {
+	if _, err := f.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "a"}, spec.ID); err != nil {
 		t.Fatal(err)
 	}
 	f.rounds(roundEvery)
 	last := f.belt.tickets[len(f.belt.tickets)-1]
-	if last.ID != spec.ID || queueOf(last) != CleanupQueue || len(f.belt.tickets) != f.belt.slots+1 {
+	if last.ID != spec.ID || queueOf(last) != CleanupQueue || len(f.belt.tickets) != f.belt.slots+ahead+1 {
 		t.Errorf("last of %d tickets: %+v", len(f.belt.tickets), last)
 	}
 }
@@ -195,11 +205,11 @@ type flaky struct {
 	down bool
 }
 
-func (f *flaky) Lead(ctx context.Context, who string, ttl time.Duration) (bool, error) {
+func (f *flaky) Now(ctx context.Context) (time.Time, error) {
 	if f.down {
-		return false, errors.New("connection refused")
+		return time.Time{}, errors.New("connection refused")
 	}
-	return f.Backlog.Lead(ctx, who, ttl)
+	return f.Backlog.Now(ctx)
 }
 
 // TestAnOutageOfTheStoreIsNotTheDeathOfWorkers: nobody could beat, so everybody
@@ -216,7 +226,7 @@ func TestAnOutageOfTheStoreIsNotTheDeathOfWorkers(t *testing.T) {
 	f.rounds(3 * lease)
 	store.down = false
 	f.rounds(lease / 2)
-	if _, err := f.store.Beat(t.Context(), held, tasks.Progress{}, lease, f.clock); err != nil {
+	if _, err := f.store.Beat(t.Context(), held, tasks.Progress{}, lease); err != nil {
 		t.Fatalf("the worker was given up in an outage: %v", err)
 	}
 	// A process that was stopped itself is no judge either.
@@ -228,6 +238,70 @@ func TestAnOutageOfTheStoreIsNotTheDeathOfWorkers(t *testing.T) {
 	}
 }
 
+// TestCrashesAreFollowedByPauses keeps a fleet that crashes from failing its
+// imports within a minute.
+func TestCrashesAreFollowedByPauses(t *testing.T) {
+	f := newFixture(t)
+	spec := f.create("a")
+	for i, pause := range crashPauses {
+		f.rounds(roundEvery)
+		f.claim(spec.Ref())
+		f.rounds(lease + 2*roundEvery)
+		imp := f.get(spec)
+		if got := imp.NotBefore.Sub(imp.Attempts[i].EndedAt); got != pause || imp.Crashes != i+1 {
+			t.Errorf("crash %d: pause of %s, want %s", imp.Crashes, got, pause)
+		}
+		f.clock = f.clock.Add(pause)
+		f.rounds(lease)
+	}
+}
+
+// far makes every call to the store take as long as a far network would.
+type far struct {
+	tasks.Backlog
+	calls *int
+}
+
+func (f far) Survey(ctx context.Context, tenants []tasks.Tenant, now, before time.Time) (map[tasks.Tenant]tasks.Load, error) {
+	*f.calls += len(tenants)/200 + 1
+	return f.Backlog.Survey(ctx, tenants, now, before)
+}
+
+func (f far) Expired(ctx context.Context, tenant tasks.Tenant, now time.Time) ([]*tasks.Import, error) {
+	*f.calls++
+	return f.Backlog.Expired(ctx, tenant, now)
+}
+
+func (f far) Unclaimed(ctx context.Context, tenant tasks.Tenant, before time.Time) ([]tasks.Ticket, error) {
+	*f.calls++
+	return f.Backlog.Unclaimed(ctx, tenant, before)
+}
+
+func (f far) Purge(ctx context.Context, tenant tasks.Tenant, n int, now time.Time) (int, error) {
+	*f.calls++
+	return f.Backlog.Purge(ctx, tenant, n, now)
+}
+
+// TestRoundsDoNotGrowWithTenants counts what a round asks of the store for many
+// tenants that have nothing to be done.
+func TestRoundsDoNotGrowWithTenants(t *testing.T) {
+	f := newFixture(t)
+	calls := 0
+	f.backlog = far{f.store, &calls}
+	f.belt.slots = 1
+	for i := range 1000 {
+		f.create(tasks.Tenant(fmt.Sprint("t", i)))
+	}
+	f.rounds(2 * tidyEvery)
+	rounds := int(2 * tidyEvery / roundEvery)
+	if most := rounds * 10; calls > most {
+		t.Errorf("%d calls in %d rounds", calls, rounds)
+	}
+	if len(f.belt.tickets) != 1+ahead {
+		t.Errorf("%d tickets", len(f.belt.tickets))
+	}
+}
+
 func TestLostTicketsAreRecalled(t *testing.T) {
 	f := newFixture(t)
 	f.belt.slots = 10
@@ -236,7 +310,7 @@ func TestLostTicketsAreRecalled(t *testing.T) {
 	name := func(s *tasks.Spec, n int64) string { return TaskID(tasks.Ticket{Ref: s.Ref(), Number: n}) }
 	f.belt.standing[name(gone, 1)] = Gone
 	f.belt.standing[name(taken, 1)] = Taken
-	f.rounds(unclaimed + 3*checkEvery)
+	f.rounds(unclaimed + 3*tidyEvery)
 	var again []tasks.ID
 	for _, tk := range f.belt.tickets[3:] {
 		if tk.Number != 2 {
@@ -286,13 +360,13 @@ func TestOnlyTheLeaderDispatches(t *testing.T) {
 func TestOldRecordsArePurged(t *testing.T) {
 	f := newFixture(t)
 	spec := f.create("a")
-	if _, err := f.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "a"}, spec.ID, f.clock); err != nil {
+	if _, err := f.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "a"}, spec.ID); err != nil {
 		t.Fatal(err)
 	}
-	f.rounds(purgeEvery)
+	f.rounds(tidyEvery)
 	f.get(spec)
 	f.clock = f.clock.Add(25 * time.Hour)
-	f.rounds(purgeEvery + time.Second)
+	f.rounds(tidyEvery + time.Second)
 	if _, err := f.store.Get(t.Context(), tasks.Scope{Region: region, Tenant: "a"}, spec.ID); !errors.Is(err, tasks.ErrUnknown) {
 		t.Errorf("after its retention: %v", err)
 	}

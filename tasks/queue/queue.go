@@ -34,8 +34,8 @@ const (
 )
 
 // maxRuntime bounds one attempt for asynq, which knows no "unbounded" (it would
-// take 30 minutes instead). What ends an attempt that hangs is the stall
-// detection of its transfers, long before this.
+// take 30 minutes instead). An attempt that takes longer is given back, and goes
+// on from its checkpoint.
 const maxRuntime = 7 * 24 * time.Hour
 
 // retention is how long asynq shows a task that is done.
@@ -117,5 +117,3 @@ func (q *Queue) Slots() (int, error) {
 	}
 	return n, nil
 }
-
-func isFenced(err error) bool { return fault.KindOf(err) == fault.Fenced }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hibiken/asynq"
@@ -68,13 +69,26 @@ func (s *Server) Run(ctx context.Context, handle tasks.Handler) error {
 	}
 	<-ctx.Done()
 	// The order matters: asynq's own shutdown would hand tasks to other workers
-	// while their attempts still run here.
-	s.imports.Stop()
-	s.cleanups.Stop()
+	// while their attempts still run here, and an attempt that ends before Stop
+	// makes room for another. But Stop may wait for a Redis that hangs.
+	stopped := time.AfterFunc(stopPatience, func() { drained(tasks.ErrDraining) })
+	s.both((*asynq.Server).Stop)
+	stopped.Stop()
 	drained(tasks.ErrDraining)
-	s.imports.Shutdown()
-	s.cleanups.Shutdown()
+	s.both((*asynq.Server).Shutdown)
 	return nil
+}
+
+// stopPatience is how long a drain waits for asynq to stop taking tasks.
+const stopPatience = 2 * time.Second
+
+// both does something to both servers at a time.
+func (s *Server) both(do func(*asynq.Server)) {
+	var wg sync.WaitGroup
+	for _, server := range []*asynq.Server{s.imports, s.cleanups} {
+		wg.Go(func() { do(server) })
+	}
+	wg.Wait()
 }
 
 // serve runs one task. Its verdict for asynq is for operators' eyes only: the
@@ -108,7 +122,7 @@ func (s *Server) serve(ctx, drain context.Context, task *asynq.Task, handle task
 // as lost, and drain, which ends when the worker shuts down, and says which.
 func attemptContext(task, drain context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(task))
-	stopTask := context.AfterFunc(task, func() { cancel(tasks.ErrClaimLost) })
+	stopTask := context.AfterFunc(task, func() { cancel(tasks.ErrTaskLost) })
 	stopDrain := context.AfterFunc(drain, func() { cancel(context.Cause(drain)) })
 	return ctx, func() {
 		stopTask()

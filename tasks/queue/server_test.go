@@ -158,7 +158,7 @@ func TestEndToEnd(t *testing.T) {
 	t.Parallel()
 	f := &fixture{t: t, clock: time.Now()}
 	rdb := testenv.StartRedis(t).Client()
-	f.store = newStore(rdb)
+	f.store = newStore(rdb, nil)
 	f.Dispatcher = NewDispatcher(f.store, f.store, New(rdb), "d1", lease, zerolog.Nop())
 	canceled := make(chan tasks.ID, 1)
 	f.OnCancel = func(id tasks.ID) { canceled <- id }
@@ -167,7 +167,7 @@ func TestEndToEnd(t *testing.T) {
 	go func() { ended <- f.Run(ctx) }()
 	handled := make(chan tasks.Ref, 100)
 	stop := serve(t, rdb, 4, func(ctx context.Context, ref tasks.Ref) (string, error) {
-		_, err := f.store.Claim(ctx, ref, "w1", time.Minute, time.Now())
+		_, err := f.store.Claim(ctx, ref, "w1", time.Minute)
 		handled <- ref
 		return "", err
 	})
@@ -185,7 +185,7 @@ func TestEndToEnd(t *testing.T) {
 	if len(want) != 0 || len(handled) != 0 {
 		t.Errorf("not handled: %v; handled twice: %d", want, len(handled))
 	}
-	if _, err := f.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: last.Tenant}, last.ID, time.Now()); err != nil {
+	if _, err := f.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: last.Tenant}, last.ID); err != nil {
 		t.Fatal(err)
 	}
 	if id := <-canceled; id != last.ID {

@@ -3,6 +3,7 @@ package redisstore
 import (
 	"context"
 	"errors"
+	"slices"
 	"strconv"
 	"time"
 
@@ -10,6 +11,18 @@ import (
 
 	"vmimport/tasks"
 )
+
+// Now implements tasks.Backlog.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	if s.opt.Now != nil {
+		return s.opt.Now(), nil
+	}
+	now, err := s.rdb.Time(ctx).Result()
+	if err != nil {
+		return time.Time{}, redisError("read the clock", err)
+	}
+	return now, nil
+}
 
 // Lead implements tasks.Backlog.
 func (s *Store) Lead(ctx context.Context, who string, ttl time.Duration) (bool, error) {
@@ -28,9 +41,15 @@ func (s *Store) Resign(ctx context.Context, who string) error {
 	return nil
 }
 
+// forgetAfter is how long after its last announcement a tenant is looked after
+// even if it seems to have nothing: longer than a Create takes between announcing
+// the tenant and making the record. It also makes up for nodes of a Cluster whose
+// clocks differ.
+const forgetAfter = time.Minute
+
 // Tenants implements tasks.Backlog.
 func (s *Store) Tenants(ctx context.Context, now time.Time) ([]tasks.Tenant, error) {
-	names, err := s.rdb.ZRangeByScore(ctx, tenantsKey, dueBy(now, 0)).Result()
+	names, err := s.rdb.ZRangeByScore(ctx, tenantsKey, dueBy(now.Add(forgetAfter), 0)).Result()
 	if err != nil {
 		return nil, redisError("list tenants", err)
 	}
@@ -41,85 +60,119 @@ func (s *Store) Tenants(ctx context.Context, now time.Time) ([]tasks.Tenant, err
 	return tenants, nil
 }
 
-// Load implements tasks.Backlog.
-func (s *Store) Load(ctx context.Context, tenant tasks.Tenant, now time.Time) (tasks.Load, error) {
-	k := keysOf(tenant)
-	var urgent, due, waiting, dispatched, running *redis.IntCmd
-	_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		urgent = p.ZCount(ctx, k.waiting(), "-inf", "0")
-		due = p.ZCount(ctx, k.waiting(), "-inf", score(float64(now.UnixMilli())))
-		waiting = p.ZCard(ctx, k.waiting())
-		dispatched = p.ZCard(ctx, k.dispatched())
-		running = p.ZCard(ctx, k.running())
-		return nil
-	})
-	if err != nil {
-		return tasks.Load{}, redisError("count imports", err)
+// surveyBatch is how many tenants are counted in one round trip.
+const surveyBatch = 200
+
+// Survey implements tasks.Backlog.
+func (s *Store) Survey(ctx context.Context, tenants []tasks.Tenant, now, unclaimedBefore time.Time) (map[tasks.Tenant]tasks.Load, error) {
+	loads := make(map[tasks.Tenant]tasks.Load, len(tenants))
+	for batch := range slices.Chunk(tenants, surveyBatch) {
+		counts := make([][]*redis.IntCmd, len(batch))
+		_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+			for i, tenant := range batch {
+				counts[i] = count(ctx, p, keysOf(tenant), at(now), at(unclaimedBefore))
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, redisError("count imports", err)
+		}
+		for i, tenant := range batch {
+			loads[tenant] = loadOf(counts[i])
+		}
+	}
+	return loads, nil
+}
+
+// count asks for what loadOf adds up.
+func count(ctx context.Context, p redis.Pipeliner, k tenantKeys, now, before string) []*redis.IntCmd {
+	return []*redis.IntCmd{
+		p.ZCard(ctx, k.waiting()),
+		p.ZCount(ctx, k.waiting(), "-inf", now),
+		p.ZCard(ctx, k.dispatched()),
+		p.ZCount(ctx, k.dispatched(), "-inf", before),
+		p.ZCard(ctx, k.cleanups()),
+		p.ZCount(ctx, k.cleanups(), "-inf", now),
+		p.ZCard(ctx, k.dispatchedCleanup()),
+		p.ZCount(ctx, k.dispatchedCleanup(), "-inf", before),
+		p.ZCard(ctx, k.running()),
+		p.ZCount(ctx, k.running(), "-inf", now),
+		p.ZCount(ctx, k.ended(), "-inf", now),
+	}
+}
+
+func loadOf(cmds []*redis.IntCmd) tasks.Load {
+	n := make([]int, len(cmds))
+	for i, c := range cmds {
+		n[i] = int(c.Val())
 	}
 	return tasks.Load{
-		Urgent:     int(urgent.Val()),
-		Due:        int(due.Val()),
-		Waiting:    int(waiting.Val()),
-		Dispatched: int(dispatched.Val()),
-		Running:    int(running.Val()),
-	}, nil
+		Waiting: n[0], Due: n[1], Dispatched: n[2], Unclaimed: n[3] + n[7], Cleanups: n[5], Running: n[8], Expired: n[9], Ended: n[10],
+		Open: n[0] + n[2] + n[4] + n[6] + n[8],
+	}
 }
 
 // Dispatch implements tasks.Backlog.
-func (s *Store) Dispatch(ctx context.Context, tenant tasks.Tenant, n int, now time.Time) ([]tasks.Ticket, error) {
+func (s *Store) Dispatch(ctx context.Context, tenant tasks.Tenant, cleanup bool, n int, now time.Time) ([]tasks.Ticket, error) {
 	k := keysOf(tenant)
-	ids, err := s.rdb.ZRangeByScore(ctx, k.waiting(), dueBy(now, n)).Result()
+	from := k.waiting()
+	if cleanup {
+		from = k.cleanups()
+	}
+	ids, err := s.rdb.ZRangeByScore(ctx, from, dueBy(now, n)).Result()
 	if err != nil {
 		return nil, redisError("list waiting imports", err)
 	}
 	var tickets []tasks.Ticket
 	for _, id := range ids {
-		reply, err := s.run(ctx, dispatchCmd, importKeys(k, tasks.ID(id)), id, now.UnixMilli())
+		number, err := dispatchCmd.Run(ctx, s.rdb, importKeys(k, tasks.ID(id)), id, at(now), flag(cleanup)).Int64()
 		if err != nil {
 			return tickets, redisError("dispatch import", err)
 		}
-		if number := reply.number(0); number > 0 {
-			tickets = append(tickets, ticket(tenant, id, number, reply.word(1)))
+		if number > 0 {
+			tickets = append(tickets, tasks.Ticket{Ref: tasks.Ref{Tenant: tenant, ID: tasks.ID(id)}, Number: number, Cleanup: cleanup})
 		}
 	}
 	return tickets, nil
+}
+
+// flag is a boolean as scripts take it.
+func flag(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // Unclaimed implements tasks.Backlog.
 func (s *Store) Unclaimed(ctx context.Context, tenant tasks.Tenant, before time.Time) ([]tasks.Ticket, error) {
 	k := keysOf(tenant)
-	ids, err := s.rdb.ZRangeByScore(ctx, k.dispatched(), dueBy(before, 0)).Result()
-	if err != nil {
-		return nil, redisError("list dispatched imports", err)
-	}
 	var tickets []tasks.Ticket
-	for _, id := range ids {
-		got, err := s.rdb.HMGet(ctx, k.record(tasks.ID(id)), "tickets", "state").Result()
+	for _, place := range []struct {
+		key     string
+		cleanup bool
+	}{{k.dispatched(), false}, {k.dispatchedCleanup(), true}} {
+		ids, err := s.rdb.ZRangeByScore(ctx, place.key, dueBy(before, 0)).Result()
 		if err != nil {
-			return nil, redisError("read ticket", err)
+			return nil, redisError("list dispatched imports", err)
 		}
-		number, ok := got[0].(string)
-		state, _ := got[1].(string)
-		n, err := strconv.ParseInt(number, 10, 64)
-		if !ok || err != nil {
-			continue // purged since its id was read
+		for _, id := range ids {
+			number, err := s.rdb.HGet(ctx, k.record(tasks.ID(id)), "tickets").Int64()
+			if errors.Is(err, redis.Nil) {
+				continue // purged since its id was read
+			}
+			if err != nil {
+				return nil, redisError("read ticket", err)
+			}
+			tickets = append(tickets, tasks.Ticket{Ref: tasks.Ref{Tenant: tenant, ID: tasks.ID(id)}, Number: number, Cleanup: place.cleanup})
 		}
-		tickets = append(tickets, ticket(tenant, id, n, state))
 	}
 	return tickets, nil
 }
 
-func ticket(tenant tasks.Tenant, id string, number int64, state string) tasks.Ticket {
-	return tasks.Ticket{
-		Ref:     tasks.Ref{Tenant: tenant, ID: tasks.ID(id)},
-		Number:  number,
-		Cleanup: state == string(tasks.Cancelling),
-	}
-}
-
 // Recall implements tasks.Backlog.
 func (s *Store) Recall(ctx context.Context, t tasks.Ticket, now time.Time) error {
-	err := recallCmd.Run(ctx, s.rdb, importKeys(keysOf(t.Tenant), t.ID), string(t.ID), t.Number, now.UnixMilli()).Err()
+	err := recallCmd.Run(ctx, s.rdb, importKeys(keysOf(t.Tenant), t.ID), string(t.ID), at(now), flag(t.Cleanup), t.Number).Err()
 	if err != nil {
 		return redisError("recall ticket", err)
 	}
@@ -137,28 +190,37 @@ func (s *Store) Expired(ctx context.Context, tenant tasks.Tenant, now time.Time)
 }
 
 // Expire implements tasks.Backlog.
-func (s *Store) Expire(ctx context.Context, held tasks.Held, attempt tasks.Attempt, now time.Time) error {
-	args := append([]any{now.UnixMilli(), toJSON(attempt), tasks.MaxAttemptsKept}, sources(tasks.Queued)...)
-	_, err := s.runHeld(ctx, expireCmd, held, args...)
+func (s *Store) Expire(ctx context.Context, held tasks.Held, attempt tasks.Attempt, pause time.Duration, now time.Time) error {
+	args := append([]any{pause.Milliseconds(), toJSON(attempt), tasks.MaxAttemptsKept}, sources(tasks.Queued)...)
+	_, err := s.runHeldAt(ctx, expireCmd, held, at(now), args...)
 	return err
 }
 
 // Unfinished implements tasks.Backlog.
-func (s *Store) Unfinished(ctx context.Context, ref tasks.Ref) (bool, error) {
-	state, err := s.rdb.HGet(ctx, keysOf(ref.Tenant).record(ref.ID), "state").Result()
-	switch {
-	case errors.Is(err, redis.Nil):
-		return false, nil
-	case err != nil:
-		return false, redisError("read import", err)
+func (s *Store) Unfinished(ctx context.Context, id tasks.ID) (bool, error) {
+	tenants, err := s.rdb.ZRange(ctx, tenantsKey, 0, -1).Result()
+	if err != nil {
+		return false, redisError("list tenants", err)
 	}
-	return !tasks.State(state).Final(), nil
+	for batch := range slices.Chunk(tenants, surveyBatch) {
+		states := make([]*redis.StringCmd, len(batch))
+		_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+			for i, tenant := range batch {
+				states[i] = p.HGet(ctx, keysOf(tasks.Tenant(tenant)).record(id), "state")
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, redis.Nil) {
+			return false, redisError("look for import", err)
+		}
+		for _, s := range states {
+			if s.Err() == nil && !tasks.State(s.Val()).Final() {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
-
-// forgetAfter is how long after its last Create a tenant is looked after even
-// if it seems to have nothing: longer than a Create may take between announcing
-// the tenant and making the record, clocks that disagree included.
-const forgetAfter = time.Minute
 
 // Purge implements tasks.Backlog.
 func (s *Store) Purge(ctx context.Context, tenant tasks.Tenant, n int, now time.Time) (int, error) {
@@ -182,7 +244,7 @@ func (s *Store) Purge(ctx context.Context, tenant tasks.Tenant, n int, now time.
 		}
 	}
 	if now.Sub(time.UnixMilli(int64(seen))) > forgetAfter {
-		err = s.attend(ctx, tenant, seen)
+		err = s.attend(ctx, tenant, seen, now)
 	}
 	return purged, err
 }
@@ -195,7 +257,7 @@ func (s *Store) purgeOne(ctx context.Context, k tenantKeys, id tasks.ID, now tim
 	region, _ := got[0].(string)
 	project, _ := got[1].(string)
 	keys := append(importKeys(k, id), k.list(region, ""), k.list(region, project))
-	n, err := purgeCmd.Run(ctx, s.rdb, keys, string(id), now.UnixMilli()).Int()
+	n, err := purgeCmd.Run(ctx, s.rdb, keys, string(id), at(now)).Int()
 	if err != nil {
 		return false, redisError("purge import", err)
 	}
@@ -204,18 +266,26 @@ func (s *Store) purgeOne(ctx context.Context, k tenantKeys, id tasks.ID, now tim
 
 // attend notes when a tenant with nothing unfinished needs the dispatcher next:
 // when its next record is due for purge, or never.
-func (s *Store) attend(ctx context.Context, tenant tasks.Tenant, seen float64) error {
-	load, err := s.Load(ctx, tenant, time.Time{})
-	if err != nil || load.Waiting+load.Dispatched+load.Running > 0 {
-		return err
+func (s *Store) attend(ctx context.Context, tenant tasks.Tenant, seen float64, now time.Time) error {
+	k := keysOf(tenant)
+	var counts []*redis.IntCmd
+	var first *redis.ZSliceCmd
+	// In one transaction: an import that moves between two places while they
+	// are counted would be in neither.
+	_, err := s.rdb.TxPipelined(ctx, func(p redis.Pipeliner) error {
+		counts = count(ctx, p, k, at(now), at(now))
+		first = p.ZRangeWithScores(ctx, k.ended(), 0, 0)
+		return nil
+	})
+	if err != nil {
+		return redisError("count imports", err)
+	}
+	if loadOf(counts).Open > 0 {
+		return nil
 	}
 	next := ""
-	first, err := s.rdb.ZRangeWithScores(ctx, keysOf(tenant).ended(), 0, 0).Result()
-	if err != nil {
-		return redisError("list ended imports", err)
-	}
-	if len(first) > 0 {
-		next = score(first[0].Score)
+	if len(first.Val()) > 0 {
+		next = score(first.Val()[0].Score)
 	}
 	if err := attendCmd.Run(ctx, s.rdb, []string{tenantsKey}, string(tenant), score(seen), next).Err(); err != nil {
 		return redisError("attend tenant", err)
@@ -223,7 +293,10 @@ func (s *Store) attend(ctx context.Context, tenant tasks.Tenant, seen float64) e
 	return nil
 }
 
+// score formats a time as a script takes it.
+func score(ms float64) string { return strconv.FormatFloat(ms, 'f', -1, 64) }
+
 // dueBy selects members scored up to t, at most n of them; n 0 is all.
 func dueBy(t time.Time, n int) *redis.ZRangeBy {
-	return &redis.ZRangeBy{Min: "-inf", Max: score(float64(t.UnixMilli())), Count: int64(n)}
+	return &redis.ZRangeBy{Min: "-inf", Max: at(t), Count: int64(n)}
 }

@@ -3,6 +3,7 @@ package redisstore
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -13,9 +14,8 @@ import (
 )
 
 // Claim implements tasks.Claims.
-func (s *Store) Claim(ctx context.Context, ref tasks.Ref, worker string, lease time.Duration, now time.Time) (*tasks.Claimed, error) {
-	args := append([]any{string(ref.ID), uuid.NewString(), worker, now.UnixMilli(), now.Add(lease).UnixMilli()},
-		sources(tasks.Processing)...)
+func (s *Store) Claim(ctx context.Context, ref tasks.Ref, worker string, lease time.Duration) (*tasks.Claimed, error) {
+	args := append([]any{string(ref.ID), s.clock(), uuid.NewString(), worker, lease.Milliseconds()}, sources(tasks.Processing)...)
 	reply, err := s.run(ctx, claimCmd, importKeys(keysOf(ref.Tenant), ref.ID), args...)
 	if err != nil {
 		return nil, redisError("claim import", err)
@@ -26,6 +26,9 @@ func (s *Store) Claim(ctx context.Context, ref tasks.Ref, worker string, lease t
 	if reply.word(0) != "claimed" {
 		return nil, reply.unexpected("claim import")
 	}
+	// From here on there is a claim to be given back, whatever ctx says.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lease)
+	defer cancel()
 	imp, err := s.read(ctx, ref)
 	if err != nil {
 		return nil, err
@@ -35,16 +38,15 @@ func (s *Store) Claim(ctx context.Context, ref tasks.Ref, worker string, lease t
 		return nil, tasks.ErrFenced
 	}
 	checkpoint, err := s.rdb.HGet(ctx, keysOf(ref.Tenant).record(ref.ID), "checkpoint").Bytes()
-	if err != nil && err != redis.Nil {
+	if err != nil && !errors.Is(err, redis.Nil) {
 		return nil, redisError("read checkpoint", err)
 	}
 	return &tasks.Claimed{Import: imp, Held: held, Checkpoint: checkpoint}, nil
 }
 
 // Beat implements tasks.Claims.
-func (s *Store) Beat(ctx context.Context, held tasks.Held, p tasks.Progress, lease time.Duration, now time.Time) (tasks.State, error) {
-	reply, err := s.runHeld(ctx, beatCmd, held, now.UnixMilli(), now.Add(lease).UnixMilli(),
-		min(max(p.Percent, 0), 99), string(p.Stage), toJSON(p.Counters))
+func (s *Store) Beat(ctx context.Context, held tasks.Held, p tasks.Progress, lease time.Duration) (tasks.State, error) {
+	reply, err := s.runHeld(ctx, beatCmd, held, lease.Milliseconds(), min(max(p.Percent, 0), 99), string(p.Stage), toJSON(p.Counters))
 	if err != nil {
 		return "", err
 	}
@@ -52,15 +54,14 @@ func (s *Store) Beat(ctx context.Context, held tasks.Held, p tasks.Progress, lea
 }
 
 // SaveCheckpoint implements tasks.Claims.
-func (s *Store) SaveCheckpoint(ctx context.Context, held tasks.Held, checkpoint []byte) error {
-	_, err := s.runHeld(ctx, checkpointCmd, held, checkpoint)
+func (s *Store) SaveCheckpoint(ctx context.Context, held tasks.Held, checkpoint []byte, reached int64) error {
+	_, err := s.runHeld(ctx, checkpointCmd, held, checkpoint, reached)
 	return err
 }
 
 // BeginPublish implements tasks.Claims.
-func (s *Store) BeginPublish(ctx context.Context, held tasks.Held, res *tasks.Result, now time.Time) error {
-	args := append([]any{now.UnixMilli(), toJSON(res)}, sources(tasks.Succeeded)...)
-	reply, err := s.runHeld(ctx, publishCmd, held, args...)
+func (s *Store) BeginPublish(ctx context.Context, held tasks.Held, res *tasks.Result) error {
+	reply, err := s.runHeld(ctx, publishCmd, held, append([]any{toJSON(res)}, sources(tasks.Succeeded)...)...)
 	if err != nil {
 		return err
 	}
@@ -86,8 +87,7 @@ func (s *Store) Canceled(ctx context.Context, held tasks.Held, attempt tasks.Att
 }
 
 func (s *Store) finish(ctx context.Context, held tasks.Held, to tasks.State, failure string, attempt tasks.Attempt) error {
-	now := attempt.EndedAt
-	args := append([]any{string(to), now.UnixMilli(), now.Add(s.retention).UnixMilli(), failure, toJSON(attempt), tasks.MaxAttemptsKept},
+	args := append([]any{string(to), s.opt.Retention.Milliseconds(), failure, toJSON(attempt), tasks.MaxAttemptsKept},
 		finishSources(to)...)
 	reply, err := s.runHeld(ctx, finishCmd, held, args...)
 	if err != nil {
@@ -115,23 +115,33 @@ func finishSources(to tasks.State) []any {
 }
 
 // Release implements tasks.Claims.
-func (s *Store) Release(ctx context.Context, held tasks.Held, notBefore time.Time, attempt tasks.Attempt) error {
-	setback := 0
-	if attempt.Outcome == tasks.OutcomeRetry {
+func (s *Store) Release(ctx context.Context, held tasks.Held, pause time.Duration, attempt tasks.Attempt) error {
+	setback, leftovers := 0, 0
+	switch attempt.Outcome {
+	case tasks.OutcomeRetry:
 		setback = 1
+	case tasks.OutcomeLeftovers:
+		setback, leftovers = 1, 1
 	}
-	args := append([]any{attempt.EndedAt.UnixMilli(), notBefore.UnixMilli(), setback, toJSON(attempt), tasks.MaxAttemptsKept},
-		sources(tasks.Queued)...)
-	_, err := s.runHeld(ctx, releaseCmd, held, args...)
-	if err == nil {
-		s.hint(ctx, workChannel, "")
+	args := append([]any{pause.Milliseconds(), setback, leftovers, toJSON(attempt), tasks.MaxAttemptsKept}, sources(tasks.Queued)...)
+	reply, err := s.runHeld(ctx, releaseCmd, held, args...)
+	if err != nil {
+		return err
 	}
-	return err
+	if reply.word(0) == "canceled" {
+		return tasks.ErrCancelCameFirst
+	}
+	s.hint(ctx, workChannel, "")
+	return nil
 }
 
 // runHeld runs a script under a claim.
 func (s *Store) runHeld(ctx context.Context, script *redis.Script, held tasks.Held, args ...any) (answer, error) {
-	args = append([]any{string(held.ID), int64(held.Epoch)}, args...)
+	return s.runHeldAt(ctx, script, held, s.clock(), args...)
+}
+
+func (s *Store) runHeldAt(ctx context.Context, script *redis.Script, held tasks.Held, now string, args ...any) (answer, error) {
+	args = append([]any{string(held.ID), now, int64(held.Epoch)}, args...)
 	reply, err := s.run(ctx, script, importKeys(keysOf(held.Tenant), held.ID), args...)
 	if err != nil {
 		return nil, redisError("write import", err)

@@ -27,6 +27,7 @@ import (
 //	stage, counters (JSON)
 //	publishing    1 from BeginPublish on
 //	setbacks, crashes
+//	furthest      bytes of the whole import that the furthest checkpoint stood for
 //	not_before_ms, updated_ms, started_ms, claimed_ms, finished_ms
 //	canceled_by   nonce of the accepted cancel
 //	checkpoint    bytes for the next attempt

@@ -12,8 +12,9 @@ import (
 // Keys that belong to no tenant.
 const (
 	// tenantsKey (ZSET) holds the tenants that may need the dispatcher, scored
-	// by when: the time of the last Create, in Unix milliseconds, until nothing
-	// is unfinished, then the time when the next record is purged.
+	// by when: the time of the last announcement (Create, Cancel), in Unix
+	// milliseconds, until nothing is unfinished, then the time when the next
+	// record is purged.
 	tenantsKey = "vmimport:tenants"
 
 	// leaderKey (STRING, expiring) holds the name of the leading dispatcher.
@@ -52,10 +53,13 @@ func (k tenantKeys) list(region, project string) string {
 // seq (STRING) numbers the tenant's imports in the order of their creation.
 func (k tenantKeys) seq() string { return k.prefix + "seq" }
 
-// An unfinished import is in exactly one of these three (ZSET):
-func (k tenantKeys) waiting() string    { return k.prefix + "waiting" }    // by when it is due, 0 if urgent
-func (k tenantKeys) dispatched() string { return k.prefix + "dispatched" } // by when it was given to the queue
-func (k tenantKeys) running() string    { return k.prefix + "running" }    // by when its claim runs out
+// An unfinished import is in exactly one of these five (ZSET). The two for
+// clean-ups hold imports that were canceled and that no worker has.
+func (k tenantKeys) waiting() string           { return k.prefix + "waiting" }             // by when it is due
+func (k tenantKeys) dispatched() string        { return k.prefix + "dispatched" }          // by when it was given to the queue
+func (k tenantKeys) cleanups() string          { return k.prefix + "cleanups" }            // as waiting
+func (k tenantKeys) dispatchedCleanup() string { return k.prefix + "dispatched-cleanups" } // as dispatched
+func (k tenantKeys) running() string           { return k.prefix + "running" }             // by when its claim runs out
 
 // ended (ZSET) holds finished imports by the time of their purge.
 func (k tenantKeys) ended() string { return k.prefix + "ended" }

@@ -5,24 +5,38 @@ import "github.com/redis/go-redis/v9"
 // Scripts about one import share their first keys, so that the pieces below can
 // be written once:
 //
-//	KEYS[1] -> record     (HASH)
-//	KEYS[2] -> waiting    (ZSET)
-//	KEYS[3] -> dispatched (ZSET)
-//	KEYS[4] -> running    (ZSET)
-//	KEYS[5] -> ended      (ZSET)
-//	KEYS[6] -> images     (HASH)
-//	KEYS[7] -> names      (HASH)
-//	KEYS[8] -> attempts   (LIST)
+//	KEYS[1]  -> record              (HASH)
+//	KEYS[2]  -> waiting             (ZSET)
+//	KEYS[3]  -> dispatched          (ZSET)
+//	KEYS[4]  -> cleanups            (ZSET)
+//	KEYS[5]  -> dispatched-cleanups (ZSET)
+//	KEYS[6]  -> running             (ZSET)
+//	KEYS[7]  -> ended               (ZSET)
+//	KEYS[8]  -> images              (HASH)
+//	KEYS[9]  -> names               (HASH)
+//	KEYS[10] -> attempts            (LIST)
 //
-// Their first argument is always the import id. Legal source states of a move
-// come from the table in package tasks, as the last arguments.
+// Their first arguments are
+//
+//	ARGV[1] -> import id
+//	ARGV[2] -> now, Unix ms, or "" for the time of this Redis
+//
+// Legal source states of a move come from the table in package tasks, as the
+// last arguments.
 //
 // Every script may run twice, when a connection broke after the first run and
 // before its answer. Each says how it tells that case.
 
 // luaLib is the beginning of those scripts.
 const luaLib = `
-local id = ARGV[1]
+local id, now = ARGV[1], ARGV[2]
+if now == "" then
+  local t = redis.call("TIME")
+  now = t[1] * 1000 + math.floor(t[2] / 1000)
+else
+  now = tonumber(now)
+end
+local function stamp(ms) return string.format("%.0f", ms) end
 local rec = {}
 local function load(...)
   local got = redis.call("HMGET", KEYS[1], ...)
@@ -35,51 +49,60 @@ local function among(state, first)
   end
   return false
 end
--- unheld marks the claim as given back and puts the import into one index.
-local function unheld()
-  redis.call("HSET", KEYS[1], "claim_until", 0, "publishing", 0)
-  redis.call("ZREM", KEYS[4], id)
+-- place puts the import into KEYS[at], and out of the other places.
+local function place(at, score)
+  for i = 2, 6 do
+    if i ~= at then redis.call("ZREM", KEYS[i], id) end
+  end
+  if at > 0 then redis.call("ZADD", KEYS[at], stamp(score), id) end
+end
+-- giveback ends the claim, if there is one, and lets the import wait until due.
+local function giveback(state, due)
+  redis.call("HSET", KEYS[1], "state", state, "stage", "waiting", "claim_until", 0, "publishing", 0,
+    "not_before_ms", stamp(due), "updated_ms", stamp(now))
+  redis.call("HDEL", KEYS[1], "counters")
+  if state == "cancelling" then place(4, due) else place(2, due) end
 end
 -- finish moves the import to a final state. rec needs image and name.
-local function finish(to, now, purge)
-  redis.call("HSET", KEYS[1], "state", to, "stage", "done", "finished_ms", now, "updated_ms", now,
+local function finish(to, retention)
+  redis.call("HSET", KEYS[1], "state", to, "stage", "done", "finished_ms", stamp(now), "updated_ms", stamp(now),
     "claim_until", 0, "publishing", 0)
   redis.call("HDEL", KEYS[1], "checkpoint")
-  for i = 2, 4 do redis.call("ZREM", KEYS[i], id) end
-  redis.call("ZADD", KEYS[5], purge, id)
-  if redis.call("HGET", KEYS[6], rec.image) == id then redis.call("HDEL", KEYS[6], rec.image) end
-  if to ~= "succeeded" and rec.name ~= "" and redis.call("HGET", KEYS[7], rec.name) == id then
-    redis.call("HDEL", KEYS[7], rec.name)
+  place(0)
+  redis.call("ZADD", KEYS[7], stamp(now + retention), id)
+  if redis.call("HGET", KEYS[8], rec.image) == id then redis.call("HDEL", KEYS[8], rec.image) end
+  if to ~= "succeeded" and rec.name ~= "" and redis.call("HGET", KEYS[9], rec.name) == id then
+    redis.call("HDEL", KEYS[9], rec.name)
   end
 end
 -- remember keeps an ended attempt.
 local function remember(attempt, keep)
-  redis.call("RPUSH", KEYS[8], attempt)
-  redis.call("LTRIM", KEYS[8], -tonumber(keep), -1)
+  redis.call("RPUSH", KEYS[10], attempt)
+  redis.call("LTRIM", KEYS[10], -tonumber(keep), -1)
 end
 `
 
 // luaHeld follows luaLib in scripts that a worker runs under its claim.
 //
-// ARGV[2] -> epoch that the caller holds
+// ARGV[3] -> epoch that the caller holds
 //
-// It returns {"fenced"} out of the script if that is not the live claim.
+// It returns {"fenced"} out of the script if there is a later claim or no
+// record. held then tells whether the claim still stands: it may have been given
+// back, by its worker or by the dispatcher, and not been claimed anew.
 const luaHeld = `
 load("state", "epoch", "claim_until", "publishing", "image", "name")
-if not rec.state or rec.epoch ~= ARGV[2] then return {"fenced"} end
+if not rec.state or rec.epoch ~= ARGV[3] then return {"fenced"} end
 local held = rec.claim_until ~= "0"
 `
 
 // createCmd makes a queued import.
 //
-// KEYS[1...7] as above
-// KEYS[8]  -> list of the region  (ZSET)
-// KEYS[9]  -> list of the project (ZSET)
-// KEYS[10] -> seq                 (STRING)
-// KEYS[11] -> client token        (HASH)
+// KEYS[1...9] as above
+// KEYS[10] -> list of the region  (ZSET)
+// KEYS[11] -> list of the project (ZSET)
+// KEYS[12] -> seq                 (STRING)
+// KEYS[13] -> client token        (HASH)
 // --
-// ARGV[1]  -> import id
-// ARGV[2]  -> now, Unix ms
 // ARGV[3]  -> spec, JSON
 // ARGV[4]  -> region
 // ARGV[5]  -> project
@@ -99,10 +122,10 @@ local held = rec.claim_until ~= "0"
 //	{"image_in_use"}
 //
 // A second run finds its own spec under the id and answers as the first.
-var createCmd = redis.NewScript(`
+var createCmd = redis.NewScript(luaLib + `
 if redis.call("HGET", KEYS[1], "spec") == ARGV[3] then return {"created"} end
 if ARGV[8] ~= "" then
-  local t = redis.call("HMGET", KEYS[11], "id", "fingerprint")
+  local t = redis.call("HMGET", KEYS[13], "id", "fingerprint")
   if t[1] then
     if t[2] == ARGV[8] then return {"repeated", t[1]} end
     return {"token_mismatch"}
@@ -111,35 +134,33 @@ end
 local most = tonumber(ARGV[10])
 if most > 0 then
   local open = 0
-  for i = 2, 4 do open = open + redis.call("ZCARD", KEYS[i]) end
+  for i = 2, 6 do open = open + redis.call("ZCARD", KEYS[i]) end
   if open >= most then return {"too_many"} end
 end
-if ARGV[7] ~= "" and redis.call("HEXISTS", KEYS[7], ARGV[7]) == 1 then return {"name_in_use"} end
-if redis.call("HEXISTS", KEYS[6], ARGV[6]) == 1 then return {"image_in_use"} end
+if ARGV[7] ~= "" and redis.call("HEXISTS", KEYS[9], ARGV[7]) == 1 then return {"name_in_use"} end
+if redis.call("HEXISTS", KEYS[8], ARGV[6]) == 1 then return {"image_in_use"} end
 
-redis.call("HSET", KEYS[6], ARGV[6], ARGV[1])
-if ARGV[7] ~= "" then redis.call("HSET", KEYS[7], ARGV[7], ARGV[1]) end
+redis.call("HSET", KEYS[8], ARGV[6], id)
+if ARGV[7] ~= "" then redis.call("HSET", KEYS[9], ARGV[7], id) end
 if ARGV[8] ~= "" then
-  redis.call("HSET", KEYS[11], "id", ARGV[1], "fingerprint", ARGV[8])
-  redis.call("PEXPIRE", KEYS[11], ARGV[9])
+  redis.call("HSET", KEYS[13], "id", id, "fingerprint", ARGV[8])
+  redis.call("PEXPIRE", KEYS[13], ARGV[9])
 end
 redis.call("HSET", KEYS[1], "spec", ARGV[3], "region", ARGV[4], "project", ARGV[5],
-  "image", ARGV[6], "name", ARGV[7], "state", "queued", "stage", "waiting",
-  "epoch", 0, "claim_until", 0, "tickets", 0, "progress", 0, "publishing", 0,
-  "setbacks", 0, "crashes", 0, "not_before_ms", ARGV[2], "updated_ms", ARGV[2])
-local n = redis.call("INCR", KEYS[10])
-redis.call("ZADD", KEYS[8], n, ARGV[1])
-redis.call("ZADD", KEYS[9], n, ARGV[1])
-redis.call("ZADD", KEYS[2], ARGV[2], ARGV[1])
+  "image", ARGV[6], "name", ARGV[7], "epoch", 0, "tickets", 0, "progress", 0,
+  "setbacks", 0, "crashes", 0, "furthest", 0)
+giveback("queued", now)
+local n = redis.call("INCR", KEYS[12])
+redis.call("ZADD", KEYS[10], n, id)
+redis.call("ZADD", KEYS[11], n, id)
 return {"created"}
 `)
 
 // cancelCmd accepts a cancel once.
 //
-// ARGV[2] -> region that the record must be in
-// ARGV[3] -> project that it must be of, or "" for any
-// ARGV[4] -> now, Unix ms
-// ARGV[5] -> time of the purge, Unix ms
+// ARGV[3] -> region that the record must be in
+// ARGV[4] -> project that it must be of, or "" for any
+// ARGV[5] -> retention of the record, ms
 // ARGV[6] -> nonce of this request
 // ARGV[7...] -> states that may become cancelling
 //
@@ -153,49 +174,50 @@ return {"created"}
 // A second run finds its own nonce and answers as the first.
 var cancelCmd = redis.NewScript(luaLib + `
 load("state", "epoch", "publishing", "region", "project", "image", "name", "canceled_by")
-if not rec.state or rec.region ~= ARGV[2] then return {"missing"} end
-if ARGV[3] ~= "" and rec.project ~= ARGV[3] then return {"missing"} end
+if not rec.state or rec.region ~= ARGV[3] then return {"missing"} end
+if ARGV[4] ~= "" and rec.project ~= ARGV[4] then return {"missing"} end
 if rec.canceled_by == ARGV[6] then return {"accepted", rec.state} end
 if rec.canceled_by then return {"requested"} end
 if rec.publishing == "1" or not among(rec.state, 7) then return {"finished"} end
 
 redis.call("HSET", KEYS[1], "canceled_by", ARGV[6])
 if rec.state == "queued" and rec.epoch == "0" then
-  finish("canceled", ARGV[4], ARGV[5])
+  finish("canceled", tonumber(ARGV[5]))
   return {"accepted", "canceled"}
 end
-redis.call("HSET", KEYS[1], "state", "cancelling", "updated_ms", ARGV[4])
 if rec.state == "queued" then
-  -- An earlier attempt may have left something: a new ticket, due before all
-  -- others, for the queue of clean-ups, whether or not it already had one.
-  redis.call("ZREM", KEYS[3], id)
-  redis.call("ZADD", KEYS[2], 0, id)
+  -- An earlier attempt may have left something. If the import has a ticket, it
+  -- gets another, which does not wait behind imports.
+  giveback("cancelling", now)
+else
+  redis.call("HSET", KEYS[1], "state", "cancelling", "updated_ms", stamp(now))
 end
 return {"accepted", "cancelling"}
 `)
 
 // claimCmd gives the import to a worker under a new epoch.
 //
-// ARGV[2] -> nonce of this claim
-// ARGV[3] -> worker
-// ARGV[4] -> now, Unix ms
-// ARGV[5] -> end of the claim, Unix ms
+// ARGV[3] -> nonce of this claim
+// ARGV[4] -> worker
+// ARGV[5] -> lease, ms
 // ARGV[6...] -> states that may become processing
 //
 // Returns
 //
 //	{"claimed", epoch}
-//	{"refused"} another state, or held by another worker
+//	{"refused"} another state, not due, or held by another worker
 //
 // A second run finds its own nonce and answers as the first.
 var claimCmd = redis.NewScript(luaLib + `
-load("state", "epoch", "claim", "claim_until", "started_ms")
+load("state", "epoch", "claim", "claim_until", "not_before_ms", "started_ms")
 if not rec.state then return {"refused"} end
 if rec.claim_until ~= "0" then
-  if rec.claim == ARGV[2] then return {"claimed", tonumber(rec.epoch)} end
+  if rec.claim == ARGV[3] then return {"claimed", tonumber(rec.epoch)} end
   return {"refused"}
 end
 if among(rec.state, 6) then
+  -- A ticket of an earlier turn must not cut a pause short.
+  if tonumber(rec.not_before_ms) > now then return {"refused"} end
   redis.call("HSET", KEYS[1], "state", "processing", "stage", "inspecting")
 elseif rec.state == "cancelling" then
   redis.call("HSET", KEYS[1], "stage", "cleaning")
@@ -203,19 +225,17 @@ else
   return {"refused"}
 end
 local epoch = redis.call("HINCRBY", KEYS[1], "epoch", 1)
-redis.call("HSET", KEYS[1], "claim", ARGV[2], "worker", ARGV[3], "claimed_ms", ARGV[4],
-  "claim_until", ARGV[5], "updated_ms", ARGV[4], "publishing", 0)
-if not rec.started_ms then redis.call("HSET", KEYS[1], "started_ms", ARGV[4]) end
-redis.call("ZREM", KEYS[2], id)
-redis.call("ZREM", KEYS[3], id)
-redis.call("ZADD", KEYS[4], ARGV[5], id)
+local till = now + tonumber(ARGV[5])
+redis.call("HSET", KEYS[1], "claim", ARGV[3], "worker", ARGV[4], "claimed_ms", stamp(now),
+  "claim_until", stamp(till), "updated_ms", stamp(now))
+if not rec.started_ms then redis.call("HSET", KEYS[1], "started_ms", stamp(now)) end
+place(6, till)
 return {"claimed", epoch}
 `)
 
 // beatCmd extends a claim and stores the worker's figures.
 //
-// ARGV[3] -> now, Unix ms
-// ARGV[4] -> new end of the claim, Unix ms
+// ARGV[4] -> lease, ms
 // ARGV[5] -> percent
 // ARGV[6] -> stage
 // ARGV[7] -> counters, JSON
@@ -225,27 +245,35 @@ var beatCmd = redis.NewScript(luaLib + luaHeld + `
 if not held then return {"fenced"} end
 load("progress")
 local percent = math.max(tonumber(rec.progress), tonumber(ARGV[5]))
-redis.call("HSET", KEYS[1], "claim_until", ARGV[4], "updated_ms", ARGV[3],
+local till = now + tonumber(ARGV[4])
+redis.call("HSET", KEYS[1], "claim_until", stamp(till), "updated_ms", stamp(now),
   "progress", percent, "stage", ARGV[6], "counters", ARGV[7])
-redis.call("ZADD", KEYS[4], ARGV[4], id)
+place(6, till)
 return {"held", rec.state}
 `)
 
 // checkpointCmd stores where the next attempt may go on.
 //
-// ARGV[3] -> checkpoint, or "" to remove it
+// ARGV[4] -> checkpoint, or "" to remove it
+// ARGV[5] -> bytes of the whole import that it stands for
 //
 // Returns {"held"} or {"fenced"}. Running twice does no harm.
 var checkpointCmd = redis.NewScript(luaLib + luaHeld + `
 if not held then return {"fenced"} end
-if ARGV[3] == "" then redis.call("HDEL", KEYS[1], "checkpoint")
-else redis.call("HSET", KEYS[1], "checkpoint", ARGV[3], "crashes", 0) end
+if ARGV[4] == "" then
+  redis.call("HDEL", KEYS[1], "checkpoint")
+  return {"held"}
+end
+redis.call("HSET", KEYS[1], "checkpoint", ARGV[4])
+load("furthest")
+if tonumber(ARGV[5]) > tonumber(rec.furthest) then
+  redis.call("HSET", KEYS[1], "furthest", ARGV[5], "crashes", 0, "setbacks", 0)
+end
 return {"held"}
 `)
 
 // publishCmd excludes a cancel from now on.
 //
-// ARGV[3] -> now, Unix ms
 // ARGV[4] -> result, JSON
 // ARGV[5...] -> states that may become succeeded
 //
@@ -253,15 +281,14 @@ return {"held"}
 var publishCmd = redis.NewScript(luaLib + luaHeld + `
 if not held then return {"fenced"} end
 if not among(rec.state, 5) then return {"canceled"} end
-redis.call("HSET", KEYS[1], "publishing", 1, "result", ARGV[4], "stage", "publishing", "updated_ms", ARGV[3])
+redis.call("HSET", KEYS[1], "publishing", 1, "result", ARGV[4], "stage", "publishing", "updated_ms", stamp(now))
 return {"held"}
 `)
 
 // finishCmd ends the import.
 //
-// ARGV[3] -> final state
-// ARGV[4] -> now, Unix ms
-// ARGV[5] -> time of the purge, Unix ms
+// ARGV[4] -> final state
+// ARGV[5] -> retention of the record, ms
 // ARGV[6] -> failure, JSON, or ""
 // ARGV[7] -> attempt, JSON
 // ARGV[8] -> attempts to keep
@@ -276,118 +303,118 @@ return {"held"}
 //
 // A second run finds the state reached under its own epoch.
 var finishCmd = redis.NewScript(luaLib + luaHeld + `
-local to = ARGV[3]
+local to = ARGV[4]
 if rec.state == to then return {"finished"} end
 if not held then return {"fenced"} end
 if not among(rec.state, 9) then return {"refused", rec.state} end
 if to == "succeeded" then
   if rec.publishing ~= "1" then return {"refused", rec.state} end
   redis.call("HSET", KEYS[1], "progress", 100)
+else
+  redis.call("HDEL", KEYS[1], "result")
 end
 if ARGV[6] ~= "" then redis.call("HSET", KEYS[1], "failure", ARGV[6]) end
-if to ~= "succeeded" then redis.call("HDEL", KEYS[1], "result") end
 remember(ARGV[7], ARGV[8])
-finish(to, ARGV[4], ARGV[5])
+finish(to, tonumber(ARGV[5]))
 return {"finished"}
 `)
 
 // releaseCmd gives a claim back.
 //
-// ARGV[3] -> now, Unix ms
-// ARGV[4] -> not before, Unix ms
+// ARGV[4] -> pause, ms
 // ARGV[5] -> 1 to count a setback, else 0
-// ARGV[6] -> attempt, JSON
-// ARGV[7] -> attempts to keep
-// ARGV[8...] -> states that may become queued
+// ARGV[6] -> 1 if only leftovers are still to be removed, else 0
+// ARGV[7] -> attempt, JSON
+// ARGV[8] -> attempts to keep
+// ARGV[9...] -> states that may become queued
 //
-// Returns {"released"} or {"fenced"}. A second run finds the claim given back.
+// Returns {"released"}, {"fenced"}, or {"canceled"} if the caller does not know
+// yet that the import is cancelling. A second run finds the claim given back.
 var releaseCmd = redis.NewScript(luaLib + luaHeld + `
 if not held then return {"released"} end
-if among(rec.state, 8) then
-  redis.call("HSET", KEYS[1], "state", "queued")
+if among(rec.state, 9) then
+  rec.state = "queued"
 elseif rec.state ~= "cancelling" then
   return {"fenced"}
+elseif ARGV[6] ~= "1" then
+  return {"canceled"}
 end
-unheld()
 redis.call("HINCRBY", KEYS[1], "setbacks", ARGV[5])
-redis.call("HSET", KEYS[1], "stage", "waiting", "not_before_ms", ARGV[4], "updated_ms", ARGV[3])
-redis.call("ZADD", KEYS[2], ARGV[4], id)
-remember(ARGV[6], ARGV[7])
+giveback(rec.state, now + tonumber(ARGV[4]))
+remember(ARGV[7], ARGV[8])
 return {"released"}
 `)
 
 // expireCmd takes the claim from a worker whose beats have stopped.
 //
-// ARGV[3] -> now, Unix ms
-// ARGV[4] -> attempt, JSON
-// ARGV[5] -> attempts to keep
-// ARGV[6...] -> states that may become queued
+// ARGV[4] -> pause, ms
+// ARGV[5] -> attempt, JSON
+// ARGV[6] -> attempts to keep
+// ARGV[7...] -> states that may become queued
 //
 // Returns {"expired"}, or {"fenced"} if the claim is another, was given back or
 // runs on; so a second run changes nothing.
 var expireCmd = redis.NewScript(luaLib + luaHeld + `
-if not held or tonumber(rec.claim_until) > tonumber(ARGV[3]) then return {"fenced"} end
-if among(rec.state, 6) then
-  redis.call("HSET", KEYS[1], "state", "queued")
+if not held or tonumber(rec.claim_until) > now then return {"fenced"} end
+local due = now
+if among(rec.state, 7) then
+  rec.state = "queued"
+  due = now + tonumber(ARGV[4])
 elseif rec.state ~= "cancelling" then
   return {"fenced"}
 end
-unheld()
 redis.call("HINCRBY", KEYS[1], "crashes", 1)
-redis.call("HSET", KEYS[1], "stage", "waiting", "not_before_ms", ARGV[3], "updated_ms", ARGV[3])
-redis.call("ZADD", KEYS[2], ARGV[3], id)
-remember(ARGV[4], ARGV[5])
+giveback(rec.state, due)
+remember(ARGV[5], ARGV[6])
 return {"expired"}
 `)
 
-// dispatchCmd takes a due import out of waiting and numbers its ticket.
+// dispatchCmd takes a due import from where it waits and numbers its ticket.
 //
-// ARGV[2] -> now, Unix ms
+// ARGV[3] -> 1 for a clean-up, else 0
 //
-// Returns {ticket number, state}, or {0, ""} if it is not waiting or not due;
-// so a second run gives nothing, and the lost ticket is found by Unclaimed.
+// Returns the ticket's number, or 0 if the import does not wait there or is not
+// due; so a second run gives nothing, and the lost ticket is found by Unclaimed.
 var dispatchCmd = redis.NewScript(luaLib + `
-local due = redis.call("ZSCORE", KEYS[2], id)
-if not due or tonumber(due) > tonumber(ARGV[2]) then return {0, ""} end
-redis.call("ZREM", KEYS[2], id)
-redis.call("ZADD", KEYS[3], ARGV[2], id)
-return {redis.call("HINCRBY", KEYS[1], "tickets", 1), redis.call("HGET", KEYS[1], "state")}
+local from = 2
+if ARGV[3] == "1" then from = 4 end
+local due = redis.call("ZSCORE", KEYS[from], id)
+if not due or tonumber(due) > now then return 0 end
+place(from + 1, now)
+return redis.call("HINCRBY", KEYS[1], "tickets", 1)
 `)
 
-// recallCmd puts a ticket's import back to waiting.
+// recallCmd puts a ticket's import back to where it waited.
 //
-// ARGV[2] -> ticket number
-// ARGV[3] -> now, Unix ms
+// ARGV[3] -> 1 for a clean-up, else 0
+// ARGV[4] -> ticket number
 //
 // Returns 1 if it did, 0 if the import was claimed or has a newer ticket.
 var recallCmd = redis.NewScript(luaLib + `
-if not redis.call("ZSCORE", KEYS[3], id) then return 0 end
-if redis.call("HGET", KEYS[1], "tickets") ~= ARGV[2] then return 0 end
-redis.call("ZREM", KEYS[3], id)
-redis.call("ZADD", KEYS[2], ARGV[3], id)
+local from = 3
+if ARGV[3] == "1" then from = 5 end
+if not redis.call("ZSCORE", KEYS[from], id) then return 0 end
+if redis.call("HGET", KEYS[1], "tickets") ~= ARGV[4] then return 0 end
+place(from - 1, now)
 return 1
 `)
 
 // purgeCmd removes a record whose time has come.
 //
-// KEYS[1...8] as above
-// KEYS[9]  -> list of the region  (ZSET)
-// KEYS[10] -> list of the project (ZSET)
-// --
-// ARGV[2] -> now, Unix ms
+// KEYS[1...10] as above
+// KEYS[11] -> list of the region  (ZSET)
+// KEYS[12] -> list of the project (ZSET)
 //
 // Returns 1 if it did.
 var purgeCmd = redis.NewScript(luaLib + `
-local at = redis.call("ZSCORE", KEYS[5], id)
-if not at or tonumber(at) > tonumber(ARGV[2]) then return 0 end
+local at = redis.call("ZSCORE", KEYS[7], id)
+if not at or tonumber(at) > now then return 0 end
 load("name")
-if rec.name and rec.name ~= "" and redis.call("HGET", KEYS[7], rec.name) == id then
-  redis.call("HDEL", KEYS[7], rec.name)
+if rec.name and rec.name ~= "" and redis.call("HGET", KEYS[9], rec.name) == id then
+  redis.call("HDEL", KEYS[9], rec.name)
 end
-redis.call("DEL", KEYS[1], KEYS[8])
-redis.call("ZREM", KEYS[5], id)
-redis.call("ZREM", KEYS[9], id)
-redis.call("ZREM", KEYS[10], id)
+redis.call("DEL", KEYS[1], KEYS[10])
+for _, i in ipairs({7, 11, 12}) do redis.call("ZREM", KEYS[i], id) end
 return 1
 `)
 
@@ -399,12 +426,27 @@ return 1
 // ARGV[2] -> score that the caller saw
 // ARGV[3] -> new score, or "" to forget the tenant
 //
-// Returns 1 if it did, 0 if the score has changed since: an import was created.
+// Returns 1 if it did, 0 if the score has changed since: it was announced anew.
 var attendCmd = redis.NewScript(`
-if redis.call("ZSCORE", KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+if tonumber(redis.call("ZSCORE", KEYS[1], ARGV[1]) or -1) ~= tonumber(ARGV[2]) then return 0 end
 if ARGV[3] == "" then redis.call("ZREM", KEYS[1], ARGV[1])
 else redis.call("ZADD", KEYS[1], ARGV[3], ARGV[1]) end
 return 1
+`)
+
+// announceCmd has the dispatcher look at a tenant from now on.
+//
+// KEYS[1] -> tenants (ZSET)
+// --
+// ARGV[1] -> tenant
+// ARGV[2] -> now, Unix ms, or "" for the time of this Redis
+var announceCmd = redis.NewScript(`
+local now = ARGV[2]
+if now == "" then
+  local t = redis.call("TIME")
+  now = string.format("%.0f", t[1] * 1000 + math.floor(t[2] / 1000))
+end
+return redis.call("ZADD", KEYS[1], now, ARGV[1])
 `)
 
 // leadCmd takes or keeps the lead.

@@ -34,45 +34,61 @@ var (
 // Store keeps records in one Redis server, Sentinel group or Cluster. It is
 // safe for concurrent use.
 type Store struct {
-	rdb       redis.UniversalClient
-	retention time.Duration
+	rdb redis.UniversalClient
+	opt Options
+}
+
+// Options set up a Store.
+type Options struct {
+	// Retention is how long records of finished imports are kept.
+	Retention time.Duration
+	// Now takes the place of Redis's clock, for tests.
+	Now func() time.Time
 }
 
 // minTokenLife is how long a client token is remembered at least.
 const minTokenLife = 24 * time.Hour
 
-// New returns a Store over rdb, which the caller closes. Records of finished
-// imports are purged after retention.
-func New(rdb redis.UniversalClient, retention time.Duration) *Store {
-	return &Store{rdb: rdb, retention: retention}
+// New returns a Store over rdb, which the caller closes.
+func New(rdb redis.UniversalClient, opt Options) *Store { return &Store{rdb: rdb, opt: opt} }
+
+// clock is the argument that tells a script the time.
+func (s *Store) clock() string {
+	if s.opt.Now == nil {
+		return ""
+	}
+	return at(s.opt.Now())
 }
+
+// at is a time as scripts take it.
+func at(t time.Time) string { return strconv.FormatInt(t.UnixMilli(), 10) }
 
 // Create implements tasks.Records.
 func (s *Store) Create(ctx context.Context, spec *tasks.Spec, limits tasks.Limits) (*tasks.Import, bool, error) {
 	k := keysOf(spec.Owner.Tenant)
-	now := spec.RequestedAt
 	name := ""
 	if spec.UniqueName {
 		name = spec.Region + "/" + spec.Name
 	}
-	fingerprint := ""
-	if spec.ClientToken != "" {
-		fingerprint = "of " + spec.Fingerprint
+	// The tenant is announced before the record is made, so that a crash in
+	// between does no harm: the dispatcher forgets a tenant without imports. It
+	// might do so just before a Create that took very long, so the tenant is
+	// announced again before the answer.
+	if err := s.announce(ctx, spec.Owner.Tenant); err != nil {
+		return nil, false, err
 	}
-	// First the tenant is announced, then the record made: a crash in between
-	// leaves an announcement of nothing, which the dispatcher forgets.
-	if err := s.rdb.ZAdd(ctx, tenantsKey, redis.Z{Score: float64(now.UnixMilli()), Member: string(spec.Owner.Tenant)}).Err(); err != nil {
-		return nil, false, redisError("announce tenant", err)
-	}
-	keys := append(importKeys(k, spec.ID)[:7],
+	keys := append(importKeys(k, spec.ID)[:9],
 		k.list(spec.Region, ""), k.list(spec.Region, spec.Owner.Project), k.seq(), k.token(spec.Region, spec.ClientToken))
-	reply, err := s.run(ctx, createCmd, keys, string(spec.ID), now.UnixMilli(), toJSON(spec), spec.Region, spec.Owner.Project,
-		spec.Region+"/"+spec.ImageID, name, fingerprint, max(s.retention, minTokenLife).Milliseconds(), limits.Unfinished)
+	reply, err := s.run(ctx, createCmd, keys, string(spec.ID), s.clock(), toJSON(spec), spec.Region, spec.Owner.Project,
+		spec.Region+"/"+spec.ImageID, name, fingerprint(spec), max(s.opt.Retention, minTokenLife).Milliseconds(), limits.Unfinished)
 	if err != nil {
 		return nil, false, redisError("create import", err)
 	}
 	switch reply.word(0) {
 	case "created":
+		if err := s.announce(ctx, spec.Owner.Tenant); err != nil {
+			return nil, false, err
+		}
 		s.hint(ctx, workChannel, "")
 		imp, err := s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, spec.ID)
 		return imp, true, err
@@ -89,6 +105,39 @@ func (s *Store) Create(ctx context.Context, spec *tasks.Spec, limits tasks.Limit
 		return nil, false, tasks.ErrImageIDInUse
 	}
 	return nil, false, reply.unexpected("create import")
+}
+
+// fingerprint is what the store keeps with a client token. It is never empty if
+// there is a token.
+func fingerprint(spec *tasks.Spec) string {
+	if spec.ClientToken == "" {
+		return ""
+	}
+	return "of " + spec.Fingerprint
+}
+
+// announce has the dispatcher look at a tenant.
+func (s *Store) announce(ctx context.Context, tenant tasks.Tenant) error {
+	if err := announceCmd.Run(ctx, s.rdb, []string{tenantsKey}, string(tenant), s.clock()).Err(); err != nil {
+		return redisError("announce tenant", err)
+	}
+	return nil
+}
+
+// Repeated implements tasks.Records.
+func (s *Store) Repeated(ctx context.Context, spec *tasks.Spec) (*tasks.Import, error) {
+	got, err := s.rdb.HMGet(ctx, keysOf(spec.Owner.Tenant).token(spec.Region, spec.ClientToken), "id", "fingerprint").Result()
+	if err != nil {
+		return nil, redisError("look up client token", err)
+	}
+	id, ok := got[0].(string)
+	switch {
+	case !ok:
+		return nil, nil
+	case got[1] != fingerprint(spec):
+		return nil, tasks.ErrTokenMismatch
+	}
+	return s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, tasks.ID(id))
 }
 
 // Get implements tasks.Records.
@@ -172,11 +221,11 @@ func (s *Store) readMany(ctx context.Context, k tenantKeys, ids []string) ([]*ta
 }
 
 // Cancel implements tasks.Records.
-func (s *Store) Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID, now time.Time) (tasks.State, error) {
+func (s *Store) Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tasks.State, error) {
 	if scope.Tenant == "" || id == "" || len(id) > maxID {
 		return "", tasks.ErrUnknown
 	}
-	args := append([]any{string(id), scope.Region, scope.Project, now.UnixMilli(), now.Add(s.retention).UnixMilli(), uuid.NewString()},
+	args := append([]any{string(id), s.clock(), scope.Region, scope.Project, s.opt.Retention.Milliseconds(), uuid.NewString()},
 		sources(tasks.Cancelling)...)
 	reply, err := s.run(ctx, cancelCmd, importKeys(keysOf(scope.Tenant), id), args...)
 	if err != nil {
@@ -184,6 +233,9 @@ func (s *Store) Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID, now 
 	}
 	switch reply.word(0) {
 	case "accepted":
+		if err := s.announce(ctx, scope.Tenant); err != nil {
+			return "", err
+		}
 		s.hint(ctx, cancelChannel, string(id))
 		s.hint(ctx, workChannel, "")
 		return tasks.State(reply.word(1)), nil
@@ -206,13 +258,10 @@ func (s *Store) Listen(ctx context.Context, onWork func(), onCancel func(tasks.I
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case m, ok := <-ch:
-			switch {
-			case !ok:
-				return fault.New(fault.Unavailable, "store_unavailable", "The record store is not available.")
-			case m.Channel == workChannel:
+		case m := <-ch: // which is connected again by itself
+			if m.Channel == workChannel {
 				onWork()
-			default:
+			} else {
 				onCancel(tasks.ID(m.Payload))
 			}
 		}
@@ -227,7 +276,8 @@ func (s *Store) hint(ctx context.Context, channel, payload string) {
 
 // importKeys returns the keys that scripts about one import share.
 func importKeys(k tenantKeys, id tasks.ID) []string {
-	return []string{k.record(id), k.waiting(), k.dispatched(), k.running(), k.ended(), k.images(), k.names(), k.attempts(id)}
+	return []string{k.record(id), k.waiting(), k.dispatched(), k.cleanups(), k.dispatchedCleanup(), k.running(),
+		k.ended(), k.images(), k.names(), k.attempts(id)}
 }
 
 // sources returns the table's source states of a move, as script arguments.
@@ -276,6 +326,3 @@ func redisError(op string, err error) error {
 	}
 	return fault.Wrap(fmt.Errorf("%s: %w", op, err), fault.Unavailable, "store_unavailable", "The record store is not available.")
 }
-
-// score formats a time as Redis prints it as a score.
-func score(ms float64) string { return strconv.FormatFloat(ms, 'f', -1, 64) }
