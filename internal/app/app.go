@@ -68,7 +68,7 @@ func open(cfg *config.Config) (*parts, error) {
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
-	p.rdb, p.store = rdb, redisstore.New(rdb, cfg.Records.Retention)
+	p.rdb, p.store = rdb, redisstore.New(rdb, redisstore.Options{Retention: cfg.Records.Retention})
 	return p, nil
 }
 
@@ -85,6 +85,9 @@ func (p *parts) Close() error {
 	return errors.Join(errs...)
 }
 
+// redisTimeout bounds one exchange with Redis, whose disk may be slow to sync.
+const redisTimeout = 3 * time.Second
+
 func openRedis(url secret.Text) (redis.UniversalClient, error) {
 	opt, err := redis.ParseURL(url.Reveal())
 	if err != nil {
@@ -93,6 +96,10 @@ func openRedis(url secret.Text) (redis.UniversalClient, error) {
 	}
 	// Room for the heartbeats and reads of all imports beside asynq's own.
 	opt.PoolSize = 64
+	// A beat must end well within a lease, also on a connection that went dead
+	// without a word; the client heeds a context's deadline only if told to.
+	opt.ContextTimeoutEnabled = true
+	opt.ReadTimeout, opt.WriteTimeout = redisTimeout, redisTimeout
 	return redis.NewClient(opt), nil
 }
 

@@ -134,7 +134,7 @@ func (d *diagnosis) region(rc config.Region) {
 // durability looks whether Redis would keep what it accepts. Where that is not
 // required, it says so and is content.
 func durability(ctx context.Context, rdb redis.UniversalClient, required bool) (string, error) {
-	problems, err := redisstore.New(rdb, 0).Durability(ctx)
+	problems, err := redisstore.New(rdb, redisstore.Options{}).Durability(ctx)
 	if len(problems) > 0 {
 		err = errors.New(strings.Join(problems, "; "))
 	}

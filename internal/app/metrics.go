@@ -33,7 +33,7 @@ const scrapeTimeout = 5 * time.Second
 func newImportsCollector(backlog tasks.Backlog) *importsCollector {
 	return &importsCollector{
 		backlog: backlog,
-		imports: prometheus.NewDesc("vmimport_imports", "Unfinished imports: waiting for dispatch, dispatched to the queue, or running.", []string{"place"}, nil),
+		imports: prometheus.NewDesc("vmimport_imports", "Unfinished imports: waiting for dispatch, dispatched to the queue, running, or canceled and waiting for their clean-up.", []string{"place"}, nil),
 		tenants: prometheus.NewDesc("vmimport_tenants_active", "Tenants with unfinished imports.", nil, nil),
 	}
 }
@@ -54,17 +54,18 @@ func (c *importsCollector) Collect(ch chan<- prometheus.Metric) {
 	if err != nil {
 		return
 	}
+	loads, err := c.backlog.Survey(ctx, tenants, now, now)
+	if err != nil {
+		return
+	}
 	var sum tasks.Load
-	active := 0
-	for _, t := range tenants {
-		load, err := c.backlog.Load(ctx, t, now)
-		if err != nil {
-			return
-		}
+	cleanups, active := 0, 0
+	for _, load := range loads {
 		sum.Waiting += load.Waiting
 		sum.Dispatched += load.Dispatched
 		sum.Running += load.Running
-		if load.Waiting+load.Dispatched+load.Running > 0 {
+		cleanups += load.Open - load.Waiting - load.Dispatched - load.Running
+		if load.Open > 0 {
 			active++
 		}
 	}
@@ -74,6 +75,7 @@ func (c *importsCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(c.imports, sum.Waiting, "waiting")
 	gauge(c.imports, sum.Dispatched, "dispatched")
 	gauge(c.imports, sum.Running, "running")
+	gauge(c.imports, cleanups, "cleanup")
 	gauge(c.tenants, active)
 }
 

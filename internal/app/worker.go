@@ -73,7 +73,8 @@ func NewWorker(cfg *config.Config, log zerolog.Logger) (*Worker, error) {
 // There should be none: each import cleans up after itself.
 const sweepEvery = time.Hour
 
-// sweep removes leftovers until ctx ends, on the worker that leads.
+// sweep removes leftovers until ctx ends. Each worker does, since image directories
+// need not be shared.
 func (w *Worker) sweep(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
@@ -83,31 +84,13 @@ func (w *Worker) sweep(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		if !w.dispatcher.Leading() {
-			continue
-		}
 		for _, images := range w.images {
-			n, err := images.Sweep(ctx, func(id string) (bool, error) { return w.unfinished(ctx, tasks.ID(id)) })
+			n, err := images.Sweep(ctx, func(id string) (bool, error) { return w.store.Unfinished(ctx, tasks.ID(id)) })
 			if n > 0 || err != nil {
 				w.log.Warn().Err(err).Int("imports", n).Msg("leftovers of ended imports swept")
 			}
 		}
 	}
-}
-
-// unfinished looks for an import among all tenants. Those that are not due for
-// the dispatcher have nothing unfinished.
-func (w *Worker) unfinished(ctx context.Context, id tasks.ID) (bool, error) {
-	tenants, err := w.store.Tenants(ctx, time.Now())
-	if err != nil {
-		return false, err
-	}
-	for _, t := range tenants {
-		if is, err := w.store.Unfinished(ctx, tasks.Ref{Tenant: t, ID: id}); is || err != nil {
-			return is, err
-		}
-	}
-	return false, nil
 }
 
 // Run works until ctx ends, and then until every import that runs here has been

@@ -72,7 +72,7 @@ func startCluster(t testing.TB, s settings) *cluster {
 	c := &cluster{t: t, dir: dir, config: filepath.Join(dir, "vmimport.yaml"), images: filepath.Join(dir, "images")}
 	c.redis = testenv.StartRedis(t)
 	c.rdb = c.redis.Client()
-	c.records = redisstore.New(c.rdb, 24*time.Hour)
+	c.records = redisstore.New(c.rdb, redisstore.Options{Retention: 24 * time.Hour})
 	c.store = startObjectStore(t)
 	c.link = startLink(t, strings.TrimPrefix(c.store.URL, "http://"), s.bytesPerSecond)
 	c.addTenants("blue", "green")

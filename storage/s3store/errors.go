@@ -32,6 +32,8 @@ func translate(ctx context.Context, op string, err error, missing *fault.Error) 
 	switch answer.Code {
 	case minio.InvalidBucketName, minio.XMinioInvalidObjectName, "KeyTooLongError":
 		return missing.Because(err)
+	case "XAdminUserNotFound": // versitygw of an unknown access key, with status 404
+		return storage.ErrUnavailable.Because(err)
 	case "InvalidObjectState":
 		return errArchived.Because(err)
 	case minio.AccessDenied:

@@ -203,10 +203,12 @@ func (s *Store) Open(ctx context.Context, loc storage.Location) (storage.Object,
 
 // explain asks for a byte of an object whose HEAD was refused, and returns that
 // refusal: an answer to HEAD has no body that could tell a customer's missing
-// right from a key of the service's that has run out.
+// object or right from a key of the service's that has run out.
 func (s *Store) explain(ctx context.Context, bucket, name string, refusal error) error {
 	status := minio.ToErrorResponse(refusal).StatusCode
-	if status != http.StatusForbidden && status != http.StatusBadRequest {
+	switch status {
+	case http.StatusForbidden, http.StatusBadRequest, http.StatusNotFound:
+	default:
 		return refusal
 	}
 	var opts minio.GetObjectOptions

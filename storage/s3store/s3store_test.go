@@ -226,6 +226,8 @@ func TestOpenErrors(t *testing.T) {
 		"forbidden":        {status: 403, code: "AccessDenied", want: storage.ErrNoObject},
 		"forbidden, empty": {status: 403, want: storage.ErrNoObject},
 		"key unknown":      {status: 403, code: "InvalidAccessKeyId", want: storage.ErrUnavailable},
+		"key unknown, 404": {status: 404, code: "XAdminUserNotFound", want: storage.ErrUnavailable},
+		"missing, said":    {status: 404, code: "NoSuchKey", want: storage.ErrNoObject},
 		"signature wrong":  {status: 403, code: "SignatureDoesNotMatch", want: storage.ErrUnavailable},
 		"region wrong":     {status: 400, code: "AuthorizationHeaderMalformed", want: storage.ErrUnavailable},
 		"redirect":         {status: 301, header: http.Header{"Location": {"http://127.0.0.1:1/"}}, want: storage.ErrUnavailable},

@@ -188,7 +188,7 @@ func (a *attempt) end(ctx context.Context, err error) (outcome string, _ error) 
 }
 
 func (a *attempt) succeed(ctx context.Context) (string, error) {
-	return a.write(ctx, tasks.Succeeded, nil, func(ctx context.Context, rec tasks.Attempt) error {
+	return a.write(ctx, string(tasks.Succeeded), nil, func(ctx context.Context, rec tasks.Attempt) error {
 		return a.r.claims.Succeed(ctx, a.held, rec)
 	})
 }
@@ -198,7 +198,7 @@ func (a *attempt) cancel(ctx context.Context) (string, error) {
 	if err := a.cleanUp(ctx); err != nil {
 		return a.release(ctx, tasks.OutcomeLeftovers, nil)
 	}
-	return a.write(ctx, tasks.Canceled, nil, func(ctx context.Context, rec tasks.Attempt) error {
+	return a.write(ctx, string(tasks.Canceled), nil, func(ctx context.Context, rec tasks.Attempt) error {
 		return a.r.claims.Canceled(ctx, a.held, rec)
 	})
 }
@@ -208,7 +208,7 @@ func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
 	if err := a.cleanUp(ctx); err != nil {
 		return a.release(ctx, tasks.OutcomeLeftovers, cause)
 	}
-	outcome, err := a.write(ctx, tasks.Failed, cause, func(ctx context.Context, rec tasks.Attempt) error {
+	outcome, err := a.write(ctx, string(tasks.Failed), cause, func(ctx context.Context, rec tasks.Attempt) error {
 		return a.r.claims.Fail(ctx, a.held, failureOf(cause), rec)
 	})
 	if errors.Is(err, tasks.ErrCancelCameFirst) {
@@ -225,7 +225,7 @@ func (a *attempt) release(ctx context.Context, outcome string, cause error) (str
 		// Imports that failed together should not come back together.
 		pause += time.Duration(rand.Int64N(int64(pause)/4 + 1))
 	}
-	outcome, err := a.write(ctx, tasks.State(outcome), cause, func(ctx context.Context, rec tasks.Attempt) error {
+	outcome, err := a.write(ctx, outcome, cause, func(ctx context.Context, rec tasks.Attempt) error {
 		return a.r.claims.Release(ctx, a.held, pause, rec)
 	})
 	if errors.Is(err, tasks.ErrCancelCameFirst) {
@@ -249,18 +249,18 @@ func (a *attempt) cleanUp(ctx context.Context) error {
 // write writes the end of the attempt, again and again while the store is away,
 // and logs it. That another worker has the import by then is no failure of this
 // one.
-func (a *attempt) write(ctx context.Context, outcome tasks.State, cause error, do func(context.Context, tasks.Attempt) error) (string, error) {
+func (a *attempt) write(ctx context.Context, outcome string, cause error, do func(context.Context, tasks.Attempt) error) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, endPatience)
 	defer cancel()
 	for {
-		err := do(ctx, a.record(string(outcome), cause))
+		err := do(ctx, a.record(outcome, cause))
 		switch {
 		case err == nil:
-			a.log.Info().AnErr("cause", cause).Str("outcome", string(outcome)).Int64("bytes", a.heart.counters().DoneBytes).
+			a.log.Info().AnErr("cause", cause).Str("outcome", outcome).Int64("bytes", a.heart.counters().DoneBytes).
 				Float64("seconds", a.r.now().Sub(a.began).Seconds()).Msg("attempt ends")
-			return string(outcome), nil
+			return outcome, nil
 		case fault.KindOf(err) == fault.Fenced:
-			a.log.Warn().Err(err).Str("outcome", string(outcome)).Msg("another worker has the import; the end of this attempt is not recorded")
+			a.log.Warn().Err(err).Str("outcome", outcome).Msg("another worker has the import; the end of this attempt is not recorded")
 			return tasks.OutcomeLost, nil
 		case fault.KindOf(err) != fault.Unavailable:
 			return "", err
