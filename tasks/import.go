@@ -3,6 +3,8 @@ package tasks
 import (
 	"encoding/json"
 	"time"
+
+	"vmimport/internal/fault"
 )
 
 // ID names an import. Its form is the dialect's choice: a UUID for FJcloud.
@@ -154,7 +156,8 @@ type Attempt struct {
 	Worker    string    `json:"worker"`
 	StartedAt time.Time `json:"started_at"`
 	EndedAt   time.Time `json:"ended_at"`
-	// Outcome is the state that the attempt left behind, or "drained" or "lost".
+	// Outcome is the final state that the attempt brought about, or one of the
+	// constants below.
 	Outcome   string   `json:"outcome"`
 	Cause     *Failure `json:"cause,omitempty"`
 	FromBytes int64    `json:"from_bytes"` // where the attempt began to read
@@ -177,6 +180,11 @@ type Failure struct {
 	Message  string `json:"message"`
 	Evidence string `json:"evidence,omitempty"`
 	Remedy   string `json:"remedy,omitempty"`
+}
+
+// Fault returns f as the error that it was made of.
+func (f *Failure) Fault() *fault.Error {
+	return &fault.Error{Kind: fault.Invalid, Code: f.Code, Message: f.Message, Evidence: f.Evidence, Remedy: f.Remedy}
 }
 
 // Result is what an import made.

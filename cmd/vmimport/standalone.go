@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -25,7 +26,8 @@ redis-server is installed, imports outlive a restart.
 
 DIR/credentials.env says how to reach it; a shell can source it. Files get into
 the object store by HTTP PUT (vmimport upload), or by being copied into
-DIR/objects/images.`,
+DIR/objects/images. Imported are raw disks, named *.raw or *.img; each image is
+a directory in DIR/images.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx := cmd.Context()
@@ -37,8 +39,8 @@ DIR/objects/images.`,
 			}
 			fmt.Fprintf(env.Stderr, `vmimport is up at %s, with its data in %s
 For clients in another shell:   set -a; . %s; set +a
-Then, for instance:             vmimport push disk.raw --os-type ubuntu
-`, stack.Credentials.Endpoint, stack.Data, shellWord(filepath.Join(stack.Data, "credentials.env")))
+Then, for instance:             %s push disk.raw --os-type ubuntu
+`, stack.Credentials.Endpoint, stack.Data, shellWord(filepath.Join(stack.Data, "credentials.env")), shellWord(os.Args[0]))
 			return stack.Run(ctx)
 		},
 	}

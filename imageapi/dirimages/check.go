@@ -82,6 +82,9 @@ func try(dir string) (err error) {
 		return fmt.Errorf("lock a directory: %w", err)
 	}
 	defer work.close()
+	if err := lockable(work.lock); err != nil {
+		return fmt.Errorf("lock a directory: %w", err)
+	}
 	if err := writeJSON(work.root, recordFile, "a trial"); err != nil {
 		return err
 	}

@@ -82,7 +82,11 @@ func (s *Images) prepare() error {
 		return err
 	}
 	defer d.Close()
-	if _, err := tryLock(d); err != nil {
+	err = lockable(d)
+	if err == nil {
+		_, err = tryLock(d)
+	}
+	if err != nil {
 		return fmt.Errorf("lock a directory: %w", err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package dirimages
 
 import (
 	"errors"
+	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -19,4 +20,17 @@ func syncData(f *os.File) error {
 			return err
 		}
 	}
+}
+
+// lockable refuses file systems on which a lock of a directory is granted, but
+// holds on one machine only. The kernel does not tell them by an error.
+func lockable(d *os.File) error {
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(int(d.Fd()), &fs); err != nil {
+		return err
+	}
+	if fs.Type == unix.NFS_SUPER_MAGIC {
+		return fmt.Errorf("NFS: %w", errors.ErrUnsupported)
+	}
+	return nil
 }

@@ -27,8 +27,9 @@ type Finding struct {
 // diagnoseTimeout bounds each check.
 const diagnoseTimeout = 10 * time.Second
 
-// maxSkew is how far clocks may be apart before claims are misjudged.
-const maxSkew = 2 * time.Second
+// maxSkew is how far clocks may be apart before logs cannot be read together and
+// object stores come near to refusing signatures. Imports go by Redis's clock.
+const maxSkew = 30 * time.Second
 
 // Misconfigured is the diagnosis of a configuration that cannot be used, for an
 // error of config.Load or Validate: a finding for each problem.

@@ -25,4 +25,5 @@ type TokenAuthenticator interface {
 }
 
 // ErrNoIdentity is returned for credentials that prove nothing.
-var ErrNoIdentity = fault.New(fault.Denied, "not_authenticated", "The token is missing, invalid or expired.")
+var ErrNoIdentity = fault.New(fault.Denied, "not_authenticated", "The token is missing, invalid or expired.").
+	Try("Get a token that is scoped to a project, and send it as X-Auth-Token.")

@@ -36,8 +36,9 @@ make bootable images of them.
 
 Environment (flags win):
   VMIMPORT_ENDPOINT     address of the service
-  VMIMPORT_TOKEN        Keystone token of a project; there is no flag for it,
-                        since everyone on the machine can read command lines
+  VMIMPORT_TOKEN        token that is scoped to a project; there is no flag for
+                        it, since everyone on the machine can read command lines
+                        (--token-file reads it from a file)
   VMIMPORT_PROJECT_ID   id of that project
   VMIMPORT_REGION       region; decides the default of --profile
   VMIMPORT_OBJECTS_URL  address that the project's containers lie under
@@ -45,8 +46,8 @@ Environment (flags win):
 
 Exit codes:
   0    done
-  1    error
-  2    wrong usage
+  1    error: refused, no answer, or a file that cannot be read
+  2    wrong usage, or a setting is missing
   3    the import failed
   4    the import was canceled
   130  interrupted; an import that was registered goes on`
@@ -232,21 +233,21 @@ func (a *app) progress() *Progress {
 // importArg is the argument of the commands that take one import.
 func importArg(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 || args[0] == "" {
-		return Usagef("%s takes the id of one import", cmd.CommandPath())
+		return Usagef("%s takes the id of one import", cmd.Name())
 	}
 	return nil
 }
 
 func fileArg(cmd *cobra.Command, args []string) error {
 	if len(args) != 1 || args[0] == "" {
-		return Usagef("%s takes one file", cmd.CommandPath())
+		return Usagef("%s takes one file", cmd.Name())
 	}
 	return nil
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
-		return Usagef("%s takes no arguments, but has %q", cmd.CommandPath(), args[0])
+		return Usagef("%s takes no arguments, but has %q", cmd.Name(), args[0])
 	}
 	return nil
 }

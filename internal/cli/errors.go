@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"unicode"
 
@@ -74,6 +75,9 @@ func describe(err error, code int) report {
 	}
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		r.Code, r.HTTPStatus = e.Code, e.Status
+	}
+	if _, ok := errors.AsType[*net.OpError](err); ok {
+		r.hints = append(r.hints, "Check that the service runs, and the addresses in VMIMPORT_ENDPOINT and VMIMPORT_OBJECTS_URL.")
 	}
 	if e, ok := errors.AsType[*failedError](err); ok {
 		r.Code, r.Remedy = e.imp.Extra.FailureCode, e.imp.Extra.Remedy

@@ -20,7 +20,9 @@ func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status ID",
 		Short: "Show an import as it stands",
-		Args:  importArg,
+		Long: `Shows an import as it stands: state, progress and image, and if it failed the
+reason and what can be done. ID is what import and push print, and list shows.`,
+		Args: importArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {

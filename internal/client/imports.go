@@ -95,7 +95,7 @@ func (imp *Import) Reason() string {
 // Extra are the additions of this service to the status body.
 type Extra struct {
 	Stage          tasks.Stage       `json:"stage,omitempty"`
-	DoneBytes      int64             `json:"done_bytes,omitempty"` // in this attempt
+	DoneBytes      int64             `json:"done_bytes,omitempty"` // of all, those from a checkpoint included
 	TotalBytes     int64             `json:"total_bytes,omitempty"`
 	BytesPerSecond int64             `json:"bytes_per_second,omitempty"`
 	Attempt        int64             `json:"attempt,omitempty"` // from 1; 0 before the first

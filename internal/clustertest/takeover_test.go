@@ -12,7 +12,7 @@ import (
 func TestTakeover(t *testing.T) {
 	t.Parallel()
 	const (
-		chunk      = 8 << 20 // all as by default
+		chunk      = 4 << 20 // all as by default
 		parallel   = 16
 		checkpoint = 64 << 20
 		// Ranges in flight are lost with their worker, and so is what came

@@ -87,7 +87,7 @@ func (s *Stack) start(ctx context.Context, opt Options) (err error) {
 	}
 	switch s.ln, err = net.Listen("tcp", opt.Listen); {
 	case errors.Is(err, unix.EADDRINUSE):
-		return fmt.Errorf("another program listens on %s", opt.Listen)
+		return fmt.Errorf("another program listens on %s; choose another address with --listen (port 0 takes a free one)", opt.Listen)
 	case err != nil:
 		return err // which says that it is about listening, and where
 	}

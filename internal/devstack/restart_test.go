@@ -176,7 +176,7 @@ func TestOneAtATime(t *testing.T) {
 	}
 	taken := w.stack.ln.Addr().String()
 	start("127.0.0.1:0", data, "another vmimport runs in "+data)
-	start(taken, other, "another program listens on "+taken)
+	start(taken, other, "another program listens on "+taken+"; choose another address with --listen (port 0 takes a free one)")
 	if a := w.do("GET", "/v1/imageimport", ""); a.status != 200 {
 		t.Errorf("the first: %d %s", a.status, a.body)
 	}

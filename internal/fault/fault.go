@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Kind says what can be done about an error.
@@ -71,6 +72,19 @@ func (e *Error) Because(err error) *Error {
 	c := *e
 	c.Err = err
 	return &c
+}
+
+// Sentences returns what a customer may read of e: the message with its
+// evidence, and the remedy.
+func (e *Error) Sentences() string {
+	s := e.Message
+	if e.Evidence != "" {
+		s = strings.TrimSuffix(s, ".") + " (" + e.Evidence + ")."
+	}
+	if e.Remedy != "" {
+		s += " " + e.Remedy
+	}
+	return s
 }
 
 func (e *Error) Error() string {

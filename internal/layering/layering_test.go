@@ -295,7 +295,7 @@ func TestRules(t *testing.T) {
 		{edge{"storage", program, "go.uber.org/goleak"}, "for tests only"},
 		{edge{"storage", test, "go.uber.org/goleak"}, ""},
 		{edge{"storage", test, "example.org/new"}, "not in the table of libraries"},
-		{edge{"storage", test, "../shared/x"}, "paths of modules"},
+		{edge{"storage", test, "../other/x"}, "paths of modules"},
 		{edge{"storage", test, "/srv/x"}, "paths of modules"},
 	} {
 		got := tc.refusal()

@@ -87,7 +87,7 @@ func (a *attempt) work(ctx context.Context, saved []byte) error {
 		return err
 	}
 	if f := a.verdict(); f != nil {
-		return &fault.Error{Kind: fault.Invalid, Code: f.Code, Message: f.Message, Evidence: f.Evidence, Remedy: f.Remedy}
+		return f.Fault()
 	}
 	if a.imp.Crashes >= a.r.opt.MaxCrashes {
 		return errPoison.Saw("%d times", a.imp.Crashes)

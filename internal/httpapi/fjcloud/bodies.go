@@ -109,7 +109,7 @@ func newStatusBody(imp *tasks.Import) (*statusBody, error) {
 		}
 	}
 	if f := imp.Failure; f != nil && imp.State == tasks.Failed {
-		b.ErrorMessage = sentences(f.Message, f.Evidence, f.Remedy)
+		b.ErrorMessage = f.Fault().Sentences()
 		b.VMImport.FailureCode, b.VMImport.Evidence, b.VMImport.Remedy = f.Code, f.Evidence, f.Remedy
 	}
 	if r := imp.Result; r != nil && imp.State == tasks.Succeeded && len(r.Disks) > 0 {

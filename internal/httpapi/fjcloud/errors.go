@@ -117,7 +117,7 @@ func problemOf(err error) *problem {
 		prefix, open := strings.CutSuffix(row.code, "*")
 		if row.kind == f.Kind || row.code != "" && (f.Code == row.code || open && strings.HasPrefix(f.Code, prefix)) {
 			p := row.problem
-			p.message = cmp.Or(p.message, sentences(f.Message, f.Evidence, f.Remedy))
+			p.message = cmp.Or(p.message, f.Sentences())
 			return &p
 		}
 	}
@@ -139,16 +139,4 @@ func (d *Dialect) WriteError(c echo.Context, err error) error {
 	// The call that is documented best says message, its sister for exports
 	// error_message. Clients of both kinds exist.
 	return c.JSON(p.status, errorBody{p.code, p.message, p.message})
-}
-
-// sentences joins what a fault says to a customer. The parts come without
-// knowing of each other, the evidence as a bare phrase.
-func sentences(message, evidence, remedy string) string {
-	if evidence != "" {
-		message = strings.TrimSuffix(message, ".") + " (" + evidence + ")."
-	}
-	if remedy != "" {
-		message += " " + remedy
-	}
-	return message
 }

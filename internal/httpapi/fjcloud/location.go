@@ -90,7 +90,8 @@ func (d *Dialect) declaredFormat(o tasks.Object, kind string) (string, error) {
 	if slices.ContainsFunc(exportedExtensions, func(ext string) bool { return strings.HasSuffix(o.Name, ext) }) {
 		return "", errExportedImage
 	}
-	for _, ext := range append([]string{own}, d.opts.Extensions...) {
+	accepted := append([]string{own}, d.opts.Extensions...)
+	for _, ext := range accepted {
 		if strings.HasSuffix(o.Name, ext) {
 			return Formats[ext], nil
 		}
@@ -99,5 +100,5 @@ func (d *Dialect) declaredFormat(o tasks.Object, kind string) (string, error) {
 	if o.API == apiS3 {
 		err = errS3Location
 	}
-	return "", err.because("The extension of the image file is not supported; expected is " + own + ".")
+	return "", err.because("The extension of the image file is not supported; expected is one of " + strings.Join(accepted, ", ") + ".")
 }

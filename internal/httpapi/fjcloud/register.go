@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"math"
 	"net/http"
 	"os"
@@ -54,6 +55,12 @@ func (d *Dialect) offers(osType string) bool {
 	}
 	since, ok := osTypes[osType]
 	return ok && (since == Classic || d.opts.Profile == Gen3)
+}
+
+// osTypes lists what the region offers.
+func (d *Dialect) osTypes() []string {
+	all := append(slices.Collect(maps.Keys(osTypes)), legacyOSTypes...)
+	return slices.Sorted(slices.Values(slices.DeleteFunc(all, func(t string) bool { return !d.offers(t) })))
 }
 
 // readBody reads a body that the server has bounded in size and time.
@@ -221,7 +228,7 @@ func (d *Dialect) parseOSType(m members) (string, error) {
 	case !given:
 		return "", errOSTypeMissing
 	case !ok || !d.offers(osType):
-		return "", errOSType.because("It must be one of the values offered in this region.")
+		return "", errOSType.because("This region offers " + strings.Join(d.osTypes(), ", ") + ".")
 	}
 	return osType, nil
 }

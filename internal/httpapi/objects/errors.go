@@ -19,7 +19,7 @@ type problem struct {
 func (p *problem) Error() string { return p.message }
 
 var (
-	errForeign  = &problem{http.StatusForbidden, "The token does not belong to this project."}
+	errForeign  = &problem{http.StatusForbidden, "The path names another project than the token's."}
 	errName     = &problem{http.StatusBadRequest, "The path holds a name that cannot be stored."}
 	errLimit    = &problem{http.StatusPreconditionFailed, "Query parameter 'limit' has invalid value."}
 	errManifest = &problem{http.StatusNotImplemented, "Large objects in parts and copies are not offered; upload the object in one request."}
@@ -60,7 +60,7 @@ func problemOf(err error) *problem {
 	if !ok {
 		return errInternal
 	}
-	return &problem{status, f.Message}
+	return &problem{status, f.Sentences()}
 }
 
 // WriteError answers with the problem that err is. Swift's clients look at the
