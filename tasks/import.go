@@ -130,12 +130,18 @@ type Import struct {
 	// before. Draining counts as neither.
 	Setbacks int
 	Crashes  int
+	// Furthest is how many bytes of the whole import the furthest checkpoint ever
+	// stood for.
+	Furthest int64
 	Attempts []Attempt // finished attempts, oldest first, the last MaxAttemptsKept; List leaves them out
 
 	// NotBefore is when a Queued import may be dispatched again.
 	NotBefore time.Time
-	Failure   *Failure // set when Failed
-	Result    *Result  // set from the publishing step on
+	// Verdict is set once it is decided that the import fails, which it does when
+	// nothing of it is left.
+	Verdict *Failure
+	Failure *Failure // set when Failed
+	Result  *Result  // set from the publishing step on
 }
 
 // Counters are a worker's running figures about the present attempt.

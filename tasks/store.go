@@ -100,6 +100,12 @@ type Claims interface {
 	// Succeed ends the import, after BeginPublish.
 	Succeed(ctx context.Context, held Held, attempt Attempt) error
 
+	// Condemn is the step that excludes a success: from then on all attempts only
+	// remove what the import made, and end it by Fail. Nothing may be removed
+	// before, for another worker may have published it. ErrCancelCameFirst: the
+	// import is Cancelling.
+	Condemn(ctx context.Context, held Held, verdict Failure) error
+
 	// Fail ends the import with its cause. If a cancel came first it returns
 	// ErrCancelCameFirst and changes nothing.
 	Fail(ctx context.Context, held Held, cause Failure, attempt Attempt) error

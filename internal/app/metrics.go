@@ -49,7 +49,10 @@ func (c *importsCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c *importsCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
-	now := time.Now()
+	now, err := c.backlog.Now(ctx)
+	if err != nil {
+		return
+	}
 	tenants, err := c.backlog.Tenants(ctx, now)
 	if err != nil {
 		return

@@ -83,11 +83,12 @@ func (a *attempt) work(ctx context.Context, saved []byte) error {
 	if a.imp.State == tasks.Cancelling {
 		return tasks.ErrUserCanceled
 	}
+	// The verdict comes first: who found it may be removing the image just now.
+	if f := a.imp.Verdict; f != nil {
+		return f.Fault()
+	}
 	if published, err := a.recognise(ctx); published || err != nil {
 		return err
-	}
-	if f := a.verdict(); f != nil {
-		return f.Fault()
 	}
 	if a.imp.Crashes >= a.r.opt.MaxCrashes {
 		return errPoison.Saw("%d times", a.imp.Crashes)
@@ -113,15 +114,6 @@ func (a *attempt) work(ctx context.Context, saved []byte) error {
 	}
 	// A worker that drains does not throw away an image at its last step.
 	return upload.Publish(context.WithoutCancel(ctx), factsOf(disks))
-}
-
-// verdict is why the import has failed for good, if an attempt before this one
-// found that and could not remove what it had made.
-func (a *attempt) verdict() *tasks.Failure {
-	if n := len(a.imp.Attempts); n > 0 && a.imp.Attempts[n-1].Outcome == tasks.OutcomeLeftovers {
-		return a.imp.Attempts[n-1].Cause
-	}
-	return nil
 }
 
 // recognise looks for the image of an earlier attempt of this import that died
@@ -181,6 +173,8 @@ func (a *attempt) end(ctx context.Context, err error) (outcome string, _ error) 
 		return a.cancel(ctx)
 	case errors.Is(cause, tasks.ErrDraining), errors.Is(cause, tasks.ErrTaskLost):
 		return a.release(ctx, tasks.OutcomeDrained, nil)
+	case errors.Is(err, errNotServed):
+		return a.release(ctx, tasks.OutcomeDrained, err)
 	case fault.Retryable(err) && a.imp.Setbacks+1 < a.r.opt.MaxSetbacks:
 		return a.release(ctx, tasks.OutcomeRetry, err)
 	}
@@ -203,8 +197,20 @@ func (a *attempt) cancel(ctx context.Context) (string, error) {
 	})
 }
 
-// fail removes what was made and ends the import as failed.
+// fail removes what was made and ends the import as failed. Nothing is removed
+// without the store's consent: what this worker takes for its own may be the image
+// that another has published since.
 func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
+	err := a.insist(ctx, func(ctx context.Context) error { return a.r.claims.Condemn(ctx, a.held, failureOf(cause)) })
+	switch {
+	case errors.Is(err, tasks.ErrCancelCameFirst):
+		return a.cancel(ctx)
+	case fault.KindOf(err) == fault.Fenced:
+		a.log.Warn().AnErr("cause", cause).Msg("attempt stops: another worker has the import")
+		return tasks.OutcomeLost, nil
+	case err != nil:
+		return "", err
+	}
 	if err := a.cleanUp(ctx); err != nil {
 		return a.release(ctx, tasks.OutcomeLeftovers, cause)
 	}
@@ -220,7 +226,7 @@ func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
 // release gives the import back to the queue.
 func (a *attempt) release(ctx context.Context, outcome string, cause error) (string, error) {
 	var pause time.Duration
-	if outcome != tasks.OutcomeDrained {
+	if outcome != tasks.OutcomeDrained || cause != nil {
 		pause = a.r.opt.Backoff(a.imp.Setbacks + 1)
 		// Imports that failed together should not come back together.
 		pause += time.Duration(rand.Int64N(int64(pause)/4 + 1))
@@ -246,31 +252,38 @@ func (a *attempt) cleanUp(ctx context.Context) error {
 	return err
 }
 
-// write writes the end of the attempt, again and again while the store is away,
-// and logs it. That another worker has the import by then is no failure of this
-// one.
-func (a *attempt) write(ctx context.Context, outcome string, cause error, do func(context.Context, tasks.Attempt) error) (string, error) {
+// insist does a step at the end of the attempt, again and again while the store
+// is away.
+func (a *attempt) insist(ctx context.Context, do func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, endPatience)
 	defer cancel()
 	for {
-		err := do(ctx, a.record(outcome, cause))
-		switch {
-		case err == nil:
-			a.log.Info().AnErr("cause", cause).Str("outcome", outcome).Int64("bytes", a.heart.counters().DoneBytes).
-				Float64("seconds", a.r.now().Sub(a.began).Seconds()).Msg("attempt ends")
-			return outcome, nil
-		case fault.KindOf(err) == fault.Fenced:
-			a.log.Warn().Err(err).Str("outcome", outcome).Msg("another worker has the import; the end of this attempt is not recorded")
-			return tasks.OutcomeLost, nil
-		case fault.KindOf(err) != fault.Unavailable:
-			return "", err
+		err := do(ctx)
+		if fault.KindOf(err) != fault.Unavailable {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return "", err
+			return err
 		case <-time.After(endPause):
 		}
 	}
+}
+
+// write writes the end of the attempt and logs it. That another worker has the
+// import by then is no failure of this one.
+func (a *attempt) write(ctx context.Context, outcome string, cause error, do func(context.Context, tasks.Attempt) error) (string, error) {
+	err := a.insist(ctx, func(ctx context.Context) error { return do(ctx, a.record(outcome, cause)) })
+	switch {
+	case err == nil:
+		a.log.Info().AnErr("cause", cause).Str("outcome", outcome).Int64("bytes", a.heart.counters().DoneBytes).
+			Float64("seconds", a.r.now().Sub(a.began).Seconds()).Msg("attempt ends")
+		return outcome, nil
+	case fault.KindOf(err) == fault.Fenced:
+		a.log.Warn().Err(err).Str("outcome", outcome).Msg("another worker has the import; the end of this attempt is not recorded")
+		return tasks.OutcomeLost, nil
+	}
+	return "", err
 }
 
 // record describes this attempt, as ending now.

@@ -231,7 +231,14 @@ func (s *saver) save(ctx context.Context, m storage.Mark) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.copy.r.opt.Lease)
 	defer cancel()
-	return s.copy.r.claims.SaveCheckpoint(ctx, s.copy.held, b, reached)
+	if err := s.copy.r.claims.SaveCheckpoint(ctx, s.copy.held, b, reached); err != nil {
+		return err
+	}
+	// As in the record: what follows is judged by it, once the saver has ended.
+	if imp := s.copy.imp; reached > imp.Furthest {
+		imp.Furthest, imp.Setbacks, imp.Crashes = reached, 0, 0
+	}
+	return nil
 }
 
 // inspect finds out what an object is, and the size of the disk it holds.

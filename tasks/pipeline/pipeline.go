@@ -134,11 +134,12 @@ func (r *Runner) Handle(ctx context.Context, ref tasks.Ref) (outcome string, err
 
 // unserved is the image service of a region that this worker's configuration
 // lacks. Imports of it wait for a worker that has it, also with their clean-up.
+// Waiting costs them nothing: most workers of a fleet may lack a region.
 type unserved struct{ region string }
 
-func (u unserved) err() error {
-	return fault.New(fault.Unavailable, "region_not_served", "The region is not served at present.").Saw("region %s", u.region)
-}
+var errNotServed = fault.New(fault.Unavailable, "region_not_served", "The region is not served at present.")
+
+func (u unserved) err() error { return errNotServed.Saw("region %s", u.region) }
 
 func (u unserved) Get(context.Context, string) (*imageapi.Image, error) { return nil, u.err() }
 

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -542,6 +543,7 @@ func TestDigestsChangeBetweenAttempts(t *testing.T) {
 func TestPassingFailures(t *testing.T) {
 	r := newRig(t)
 	r.opt.MaxSetbacks = 3
+	r.opt.Fetch.MarkEvery = 2 * diskSize // no checkpoint, so nothing forgives
 	b := disk(1, diskSize)
 	spec, hopeless := r.accept(b), r.accept(b)
 	down := errors.New("connection refused")
@@ -892,8 +894,8 @@ func TestRegionThatIsNotServed(t *testing.T) {
 	b := disk(1, diskSize)
 	spec, canceled := r.accept(b), r.accept(b)
 	elsewhere := New(r.claims, nil, r.opt)
-	for range 2 {
-		if outcome, err := elsewhere.Handle(t.Context(), spec.Ref()); outcome != tasks.OutcomeRetry || err != nil {
+	for range 2 * New(nil, nil, Options{}).opt.MaxSetbacks {
+		if outcome, err := elsewhere.Handle(t.Context(), spec.Ref()); outcome != tasks.OutcomeDrained || err != nil {
 			t.Errorf("outcome %q, %v", outcome, err)
 		}
 	}
@@ -950,4 +952,114 @@ func TestPreflight(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestAnOldHiccupDoesNotCount: setbacks that an import has left behind do not make
+// the next one its last.
+func TestAnOldHiccupDoesNotCount(t *testing.T) {
+	r := newRig(t)
+	r.opt.MaxSetbacks = 3
+	b := disk(1, diskSize)
+	spec := r.accept(b)
+	down := errors.New("connection refused")
+	r.objects.with(func(o storage.Object) storage.Object { return storagetest.Break(o, storagetest.FailOpen, 0, -1, down) })
+	for range 2 {
+		r.handle(spec)
+	}
+	r.objects.with(func(o storage.Object) storage.Object {
+		return gate{o, func() error {
+			r.until(spec, "forgiveness", func(i *tasks.Import) bool { return i.Setbacks == 0 })
+			return down
+		}}
+	})
+	if got := r.handle(spec); got != tasks.OutcomeRetry {
+		t.Errorf("outcome %q", got)
+	}
+	if imp := r.get(spec); imp.Setbacks != 1 {
+		t.Errorf("%d setbacks", imp.Setbacks)
+	}
+	r.objects.with(func(o storage.Object) storage.Object { return o })
+	r.handle(spec)
+	r.wantImage(spec, b)
+}
+
+// gate is an object whose second half cannot be copied, once fail has returned.
+type gate struct {
+	storage.Object
+	fail func() error
+}
+
+func (g gate) ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	if off >= diskSize/2 && n == chunk { // less is an inspection
+		return nil, g.fail()
+	}
+	return g.Object.ReadRange(ctx, off, n)
+}
+
+// deaf is a worker's store that does not answer its beats any more.
+type deaf struct {
+	tasks.Claims
+	cut atomic.Bool
+}
+
+func (d *deaf) Beat(ctx context.Context, h tasks.Held, p tasks.Progress, lease time.Duration) (tasks.State, error) {
+	if d.cut.Load() {
+		return "", fault.New(fault.Unavailable, "store_unavailable", "The record store is not available.")
+	}
+	return d.Claims.Beat(ctx, h, p, lease)
+}
+
+// TestAWorkerGivenUpRemovesNothing: a worker lives on without knowing that another
+// has finished the import, and then finds a reason to fail it.
+func TestAWorkerGivenUpRemovesNothing(t *testing.T) {
+	r := newRig(t)
+	b := disk(1, diskSize)
+	spec := r.accept(b)
+	claims := &deaf{Claims: r.store}
+	r.claims = claims
+	r.opt.Fetch.MarkEvery = 2 * diskSize
+	reached, proceed := make(chan struct{}), make(chan struct{})
+	reach := sync.OnceFunc(func() { close(reached) })
+	r.objects.with(func(o storage.Object) storage.Object {
+		return gate{o, func() error {
+			reach()
+			<-proceed
+			return storage.ErrChanged
+		}}
+	})
+	old, ended := r.runner(), make(chan string, 1)
+	go func() {
+		outcome, err := old.Handle(t.Context(), spec.Ref())
+		if err != nil {
+			t.Error(err)
+		}
+		ended <- outcome
+	}()
+	<-reached
+	claims.cut.Store(true)
+	r.expire(spec)
+	r.claims = r.store
+	r.objects.with(func(o storage.Object) storage.Object { return o })
+	r.handle(spec)
+	close(proceed)
+	if got := <-ended; got != tasks.OutcomeLost {
+		t.Errorf("the old worker ended with %q", got)
+	}
+	r.wantImage(spec, b)
+}
+
+// TestVerdictOutlivesItsWorker: the worker that found it dies while it cleans up.
+func TestVerdictOutlivesItsWorker(t *testing.T) {
+	r := newRig(t)
+	r.images = &stuck{r.images, 1}
+	spec := r.accept(disk(1, diskSize))
+	r.objects.with(func(o storage.Object) storage.Object { return flipped{o} })
+	r.handle(spec)
+	r.objects.with(func(storage.Object) storage.Object { panic("a verdict is not tried again") })
+	if _, err := r.store.Claim(t.Context(), spec.Ref(), "w0", Lease); err != nil {
+		t.Fatal(err)
+	}
+	r.expire(spec)
+	r.handle(spec)
+	r.wantNothing(spec, tasks.Failed, "checksum_mismatch")
 }

@@ -25,6 +25,7 @@ const (
 	tidyEvery  = 5 * time.Second  // look after lost tickets and old records
 	purgeBatch = 50               // records of a tenant at a time
 	ahead      = 2                // tickets beyond the free slots, so that none idles
+	cleanBatch = 100              // clean-ups of a tenant in a round
 	maxErrors  = 5                // after which a round is given up
 )
 
@@ -147,8 +148,10 @@ func (d *Dispatcher) round(parent context.Context) {
 		return
 	}
 	// After a gap, whether the store was away or this process stood still, other
-	// workers first get a lease's time to beat. A clock that was set is a gap.
-	if gap := now.Sub(d.lastRound); gap < 0 || gap > d.lease/2 {
+	// workers first get a lease's time to beat. A clock that was set ahead is a
+	// gap. One that was set back only makes claims last longer: that nodes of a
+	// Cluster differ by some milliseconds protects nobody.
+	if now.Sub(d.lastRound) > d.lease/2 || now.Before(d.healthySince) {
 		d.healthySince = now
 	}
 	d.lastRound = now
@@ -168,12 +171,14 @@ func (d *Dispatcher) keepLead(ctx context.Context) error {
 	if time.Since(d.renewed) < renewEvery {
 		return nil
 	}
-	leads, err := d.backlog.Lead(ctx, d.who, leadFor)
-	if err == nil && !leads {
-		err = errNotLeading
+	switch leads, err := d.backlog.Lead(ctx, d.who, leadFor); {
+	case err != nil:
+		return err
+	case !leads:
+		return errNotLeading
 	}
 	d.renewed = time.Now()
-	return err
+	return nil
 }
 
 // lead is one round of the leader: see what there is, hand out what is due, take
@@ -220,7 +225,7 @@ func (d *Dispatcher) each(ctx context.Context, loads map[tasks.Tenant]tasks.Load
 func (d *Dispatcher) dispatch(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) error {
 	// Clean-ups have slots of their own, and so no part in the window.
 	err := d.each(ctx, loads, func(l tasks.Load) bool { return l.Cleanups > 0 }, func(tenant tasks.Tenant) error {
-		return d.hand(ctx, tenant, true, loads[tenant].Cleanups, now)
+		return d.hand(ctx, tenant, true, min(loads[tenant].Cleanups, cleanBatch), now)
 	})
 	free, ferr := d.free(loads)
 	if ferr != nil {

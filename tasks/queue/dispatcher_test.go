@@ -384,3 +384,43 @@ func TestQueueNames(t *testing.T) {
 		t.Errorf("queues %s, %s", queueOf(a), queueOf(tasks.Ticket{Cleanup: true}))
 	}
 }
+
+// TestALostLeadStaysLost: that another leads is not forgotten by the next step of
+// the same round.
+func TestALostLeadStaysLost(t *testing.T) {
+	f := newFixture(t)
+	if ok, err := f.store.Lead(t.Context(), "d2", leadFor); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	for range 2 {
+		if err := f.keepLead(t.Context()); !errors.Is(err, errNotLeading) {
+			t.Errorf("keepLead: %v", err)
+		}
+	}
+}
+
+// jittery is a Cluster whose nodes' clocks differ a little.
+type jittery struct {
+	tasks.Backlog
+	asked int
+}
+
+func (j *jittery) Now(ctx context.Context) (time.Time, error) {
+	now, err := j.Backlog.Now(ctx)
+	if j.asked++; j.asked%2 == 0 {
+		now = now.Add(-roundEvery - 5*time.Millisecond)
+	}
+	return now, err
+}
+
+func TestClocksThatDifferDoNotProtectTheDead(t *testing.T) {
+	f := newFixture(t)
+	spec := f.create("a")
+	f.rounds(roundEvery)
+	f.claim(spec.Ref())
+	f.backlog = &jittery{Backlog: f.store}
+	f.rounds(3 * lease)
+	if got := f.get(spec); got.Crashes != 1 {
+		t.Errorf("%s after three leases without a beat", got.State)
+	}
+}

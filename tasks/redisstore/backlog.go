@@ -214,7 +214,11 @@ func (s *Store) Unfinished(ctx context.Context, id tasks.ID) (bool, error) {
 			return false, redisError("look for import", err)
 		}
 		for _, s := range states {
-			if s.Err() == nil && !tasks.State(s.Val()).Final() {
+			switch err := s.Err(); {
+			case errors.Is(err, redis.Nil): // not of this tenant
+			case err != nil: // the pipeline's own error is only the first
+				return false, redisError("look for import", err)
+			case !tasks.State(s.Val()).Final():
 				return true, nil
 			}
 		}

@@ -71,6 +71,18 @@ func (s *Store) BeginPublish(ctx context.Context, held tasks.Held, res *tasks.Re
 	return nil
 }
 
+// Condemn implements tasks.Claims.
+func (s *Store) Condemn(ctx context.Context, held tasks.Held, verdict tasks.Failure) error {
+	reply, err := s.runHeld(ctx, condemnCmd, held, append([]any{toJSON(verdict)}, sources(tasks.Failed)...)...)
+	if err != nil {
+		return err
+	}
+	if reply.word(0) == "canceled" {
+		return tasks.ErrCancelCameFirst
+	}
+	return nil
+}
+
 // Succeed implements tasks.Claims.
 func (s *Store) Succeed(ctx context.Context, held tasks.Held, attempt tasks.Attempt) error {
 	return s.finish(ctx, held, tasks.Succeeded, "", attempt)

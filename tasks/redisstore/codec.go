@@ -31,12 +31,12 @@ import (
 //	not_before_ms, updated_ms, started_ms, claimed_ms, finished_ms
 //	canceled_by   nonce of the accepted cancel
 //	checkpoint    bytes for the next attempt
-//	failure, result (JSON)
+//	verdict, failure, result (JSON)
 
 // readFields are what an Import is decoded from, in the order of decode.
 var readFields = []string{
 	"spec", "state", "epoch", "worker", "progress", "stage", "counters", "publishing", "setbacks", "crashes",
-	"not_before_ms", "updated_ms", "started_ms", "claimed_ms", "finished_ms", "failure", "result",
+	"not_before_ms", "updated_ms", "started_ms", "claimed_ms", "finished_ms", "verdict", "failure", "result", "furthest",
 }
 
 // decode makes an Import of the values of readFields. It returns nil for a
@@ -63,6 +63,7 @@ func decode(values []any) (*tasks.Import, error) {
 		Publishing: r.values["publishing"] == "1",
 		Setbacks:   int(r.int("setbacks")),
 		Crashes:    int(r.int("crashes")),
+		Furthest:   r.int("furthest"),
 		NotBefore:  r.time("not_before_ms"),
 		UpdatedAt:  r.time("updated_ms"),
 		StartedAt:  r.time("started_ms"),
@@ -71,6 +72,7 @@ func decode(values []any) (*tasks.Import, error) {
 	}
 	r.json("spec", &imp.Spec)
 	r.json("counters", &imp.Counters)
+	r.json("verdict", &imp.Verdict)
 	r.json("failure", &imp.Failure)
 	r.json("result", &imp.Result)
 	if r.err != nil {

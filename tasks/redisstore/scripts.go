@@ -285,6 +285,19 @@ redis.call("HSET", KEYS[1], "publishing", 1, "result", ARGV[4], "stage", "publis
 return {"held"}
 `)
 
+// condemnCmd excludes a success from now on.
+//
+// ARGV[4] -> verdict, JSON
+// ARGV[5...] -> states that may become failed
+//
+// Returns {"held"}, {"canceled"} or {"fenced"}. Running twice does no harm.
+var condemnCmd = redis.NewScript(luaLib + luaHeld + `
+if not held then return {"fenced"} end
+if not among(rec.state, 5) then return {"canceled"} end
+redis.call("HSET", KEYS[1], "verdict", ARGV[4], "updated_ms", stamp(now))
+return {"held"}
+`)
+
 // finishCmd ends the import.
 //
 // ARGV[4] -> final state

@@ -426,6 +426,7 @@ func TestStaleEpochChangesNothing(t *testing.T) {
 			wantErr(t, when+" Beat", err, tasks.ErrFenced)
 			wantErr(t, when+" SaveCheckpoint", s.SaveCheckpoint(ctx, old, []byte("x"), 1), tasks.ErrFenced)
 			wantErr(t, when+" BeginPublish", s.BeginPublish(ctx, old, &tasks.Result{}), tasks.ErrFenced)
+			wantErr(t, when+" Condemn", s.Condemn(ctx, old, tasks.Failure{Code: "x"}), tasks.ErrFenced)
 			wantErr(t, when+" Succeed", s.Succeed(ctx, old, attemptOf(old, "succeeded")), tasks.ErrFenced)
 			wantErr(t, when+" Fail", s.Fail(ctx, old, tasks.Failure{}, attemptOf(old, "failed")), tasks.ErrFenced)
 			wantErr(t, when+" Canceled", s.Canceled(ctx, old, attemptOf(old, "canceled")), tasks.ErrFenced)
@@ -894,4 +895,20 @@ func TestRecordsSurviveACrashOfRedis(t *testing.T) {
 	if _, err := s.Beat(t.Context(), held, tasks.Progress{Percent: 5}, lease); err != nil {
 		t.Errorf("the claim outlives the restart: %v", err)
 	}
+}
+
+// TestAnAnswerThatIsMissingIsNoAnswer: one tenant does not have the import, and
+// of the other nobody knows.
+func TestAnAnswerThatIsMissingIsNoAnswer(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store, clock *clock) {
+		create(t, s, newSpec("a"))
+		unknown := newSpec("b")
+		create(t, s, unknown)
+		if err := s.rdb.Set(t.Context(), keysOf("b").record(unknown.ID), "not a record", 0).Err(); err != nil {
+			t.Fatal(err)
+		}
+		if live, err := s.Unfinished(t.Context(), unknown.ID); err == nil {
+			t.Errorf("unfinished: %v", live)
+		}
+	})
 }
