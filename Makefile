@@ -52,14 +52,15 @@ lint: ## gofmt, go vet, staticcheck, and that go.mod is tidy
 	$(GO) mod tidy -diff
 
 fuzz: ## Run each fuzz target for FUZZTIME (default 30s)
-	@$(GO) list ./... | while read -r pkg; do \
-		$(GO) test -list '^Fuzz' "$$pkg" | grep '^Fuzz' | while read -r target; do \
-			echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$pkg" || exit 1; \
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u | while read -r pkg; do \
+		grep -ho '^func Fuzz[A-Za-z0-9]*' $$pkg/*_test.go | cut -c 6- | while read -r target; do \
+			echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
 		done || exit 1; \
 	done
 
 bench: deps ## Measure the data path: ratios of pairs in one run, and a worker's memory
-	$(GO) test -run '^$$' -bench . -benchtime 1x ./storage ./internal/clustertest
+	$(GO) test -run '^$$' -bench . -benchtime 5x ./storage
+	$(GO) test -run '^$$' -bench . -benchtime 1x ./internal/clustertest
 
 soak: deps ## Many processes, kills and restarts for some minutes
 	$(GO) test -timeout 60m -count=1 -v ./internal/clustertest -soak
