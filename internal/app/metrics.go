@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -112,6 +113,7 @@ func (m *attemptMetrics) collectors() []prometheus.Collector {
 
 // Ended implements pipeline.Observer.
 func (m *attemptMetrics) Ended(region, outcome string, took time.Duration, c tasks.Counters, received int64) {
+	outcome = cmp.Or(outcome, "unrecorded") // the store was away for too long
 	m.ended.WithLabelValues(region, outcome).Inc()
 	m.seconds.WithLabelValues(region, outcome).Observe(took.Seconds())
 	m.received.WithLabelValues(region).Add(float64(received))
