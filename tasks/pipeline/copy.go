@@ -179,7 +179,8 @@ func startSaver(ctx context.Context, c *diskCopy, w imageapi.DiskWriter) *saver 
 	return s
 }
 
-// offer is called by one goroutine and does not block.
+// offer does not block. Its calls do not overlap, so that nobody else can take
+// the place that it has made.
 func (s *saver) offer(m storage.Mark) {
 	select {
 	case <-s.marks:

@@ -193,7 +193,7 @@ func (d *Dispatcher) lead(ctx context.Context, now time.Time) error {
 		return err
 	}
 	maps.DeleteFunc(d.served, func(t tasks.Tenant, _ int64) bool { return loads[t].Open == 0 })
-	err = errors.Join(d.dispatch(ctx, loads, now), d.recover(ctx, loads, now))
+	err = errors.Join(d.dispatch(ctx, loads, now), d.reclaim(ctx, loads, now))
 	if now.Sub(d.lastTidy) >= tidyEvery || now.Before(d.lastTidy) {
 		d.lastTidy = now
 		err = errors.Join(err, d.tidy(ctx, loads, now))
@@ -237,12 +237,12 @@ func (d *Dispatcher) dispatch(ctx context.Context, loads map[tasks.Tenant]tasks.
 			break
 		}
 		if lerr := d.keepLead(ctx); lerr != nil {
-			return lerr
+			return errors.Join(err, lerr)
 		}
 		load := loads[tenant]
 		load.Due--
 		if herr := d.hand(ctx, tenant, false, 1, now); herr != nil {
-			err = herr
+			err = errors.Join(err, herr)
 			failed++
 			load.Due = 0 // this tenant is passed over until the next round
 		} else {
@@ -302,8 +302,8 @@ func (d *Dispatcher) hand(ctx context.Context, tenant tasks.Tenant, cleanup bool
 	return err
 }
 
-// recover takes back the claims of workers whose beats have stopped.
-func (d *Dispatcher) recover(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) error {
+// reclaim takes back the claims of workers whose beats have stopped.
+func (d *Dispatcher) reclaim(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) error {
 	if now.Sub(d.healthySince) < d.lease {
 		return nil
 	}
