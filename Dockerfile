@@ -16,7 +16,7 @@ ARG TARGETARCH
 RUN --mount=type=cache,target=/root/.cache/go-build \
     GOOS=$TARGETOS GOARCH=$TARGETARCH make static
 # A new volume takes over the owner of the directory that it is mounted on.
-RUN mkdir -p -m 0750 /rootfs/srv/images
+RUN mkdir -p -m 0750 /rootfs/srv/images /rootfs/srv/scratch
 
 FROM scratch AS base
 LABEL org.opencontainers.image.title="vmimport" \

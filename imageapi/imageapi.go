@@ -62,13 +62,20 @@ type Images interface {
 // Upload is an image being written by one attempt. One goroutine uses it,
 // except where a method says otherwise.
 type Upload interface {
-	// Disk opens disk n, counted from 1, of size bytes.
+	// Disk opens disk n, counted from 1, for a file of size bytes in the image's
+	// format, or of at most as many: see DiskWriter.Resize.
 	//
-	// With resume > 0 the caller wants to go on at that offset of an earlier
-	// attempt's Sync: ok tells whether the first resume bytes are still here,
-	// durable and unchanged. With ok false the disk is empty, and the service
-	// takes it that the caller has no other offset of earlier attempts.
+	// With resume > 0 the caller wants to go on from an earlier attempt's Sync.
+	// resume is a number that rises from Sync to Sync: how much of its source the
+	// caller had dealt with. ok tells whether all that was written before that Sync
+	// is still here and durable; what was written after it may be here or not. With
+	// ok false the disk is empty, and the service takes it that the caller has no
+	// other number of earlier attempts.
 	Disk(ctx context.Context, n int, size, resume int64) (w DiskWriter, ok bool, err error)
+
+	// Ordered reports whether each disk has to be written from its front to its
+	// end.
+	Ordered() bool
 
 	// Publish makes the image visible, whole and durable, in one step. If an
 	// earlier attempt of the import has published it, that image stays as it
@@ -81,12 +88,18 @@ type Upload interface {
 	Close() error
 }
 
-// DiskWriter takes one disk's guest bytes. What is never written reads as
-// zeros, and costs no space where the service can do without.
+// DiskWriter takes the file of one disk. What is never written reads as zeros, and
+// costs no space where the service can do without.
 type DiskWriter interface {
-	// WriteAt stores p at off. Calls may come in any order, from one goroutine,
-	// but write no byte twice.
+	// WriteAt stores p at off. Calls may come in any order (but see Ordered), from
+	// one goroutine. No byte is written twice in one attempt. After a resume those
+	// may be written again that an earlier attempt wrote, with the same values.
 	WriteAt(p []byte, off int64) (int, error)
+
+	// Resize makes the file size bytes long, which is no more than Disk was told
+	// and no less than what was written. It is called once, before Close, by those
+	// who did not know the size before.
+	Resize(size int64) error
 
 	// Sync makes durable what WriteAt took before the call. It may run
 	// beside WriteAt, in another goroutine.

@@ -78,7 +78,9 @@ func (o Options) withDefaults() Options {
 	o.Backoff.Max = cmp.Or(o.Backoff.Max, 10*time.Second)
 	o.MarkEvery = cmp.Or(o.MarkEvery, 64<<20)
 	o.Stats = cmp.Or(o.Stats, new(Stats))
-	o.Parallel = min(o.Parallel, o.Pool.most())
+	if o.Pool != nil {
+		o.Parallel = min(o.Parallel, o.Pool.most())
+	}
 	return o
 }
 

@@ -195,13 +195,13 @@ func (f *Failure) Fault() *fault.Error {
 
 // Result is what an import made.
 type Result struct {
-	Disks []DiskResult `json:"disks"`
+	Disks []DiskResult `json:"disks"` // one for each of Spec.Disks
 }
 
-// DiskResult is one finished disk.
+// DiskResult is one finished object, with the disks that it holds.
 type DiskResult struct {
-	Format      string            `json:"format"` // of the source, as detected
-	ObjectBytes int64             `json:"object_bytes"`
-	VirtualSize int64             `json:"virtual_size"`
-	Digests     map[string]string `json:"digests"` // of the object as stored, hex by algorithm
+	Format       string            `json:"format"` // of the source, as detected
+	ObjectBytes  int64             `json:"object_bytes"`
+	VirtualSizes []int64           `json:"virtual_sizes"` // of its disks, in bytes; more than one for an archive
+	Digests      map[string]string `json:"digests"`       // of the object as stored, hex by algorithm
 }

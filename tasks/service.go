@@ -14,7 +14,16 @@ type Preflight interface {
 	// missing, unreadable or in a format that cannot be imported, or if the
 	// image id is taken.
 	Check(ctx context.Context, spec *Spec) error
+
+	// ReadObject returns the content of a small object that says something about
+	// a source, such as metadata beside it. It fails as Check does if the object
+	// is missing or unreadable, and with ErrObjectTooLarge, unread, if it has
+	// more than limit bytes.
+	ReadObject(ctx context.Context, region string, o Object, limit int64) ([]byte, error)
 }
+
+// ErrObjectTooLarge is the failure of a ReadObject beyond its limit.
+var ErrObjectTooLarge = fault.New(fault.Invalid, "object_too_large", "The object is too large.")
 
 // Service holds the rules that are the same for every dialect.
 type Service struct {
@@ -48,6 +57,11 @@ func (s *Service) Register(ctx context.Context, spec *Spec) (imp *Import, fresh 
 	}
 	spec.RequestedAt = s.now().UTC()
 	return s.records.Create(ctx, spec, s.limits)
+}
+
+// ReadObject reads a small object of a region. See Preflight.ReadObject.
+func (s *Service) ReadObject(ctx context.Context, region string, o Object, limit int64) ([]byte, error) {
+	return s.preflight.ReadObject(ctx, region, o, limit)
 }
 
 // Get returns an import that scope may see, else ErrUnknown.

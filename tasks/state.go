@@ -71,6 +71,7 @@ const (
 	StageWaiting    Stage = "waiting"    // for its turn, or for the next attempt
 	StageInspecting Stage = "inspecting" // header and trailer of the object
 	StageCopying    Stage = "copying"    // object to image, hashing on the way
+	StageConverting Stage = "converting" // what could not be written as it came is written
 	StageVerifying  Stage = "verifying"  // hashes, and the image made durable
 	StagePublishing Stage = "publishing" // the image becomes visible
 	StageCleaning   Stage = "cleaning"   // what the import made is removed

@@ -279,6 +279,9 @@ func failure(op string, err error) error {
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		return imageapi.ErrFull.Because(err)
 	}
+	if errors.Is(err, unix.EFBIG) {
+		return fault.Wrap(err, fault.Invalid, "disk_too_large", "The disk is larger than the image store can hold.")
+	}
 	return fault.Wrap(err, fault.Unavailable, "image_store_failed", "The image store failed.")
 }
 

@@ -172,7 +172,7 @@ func TestBadRequests(t *testing.T) {
 	}
 
 	u := begin(t, images, spec(importID, 1), make([]byte, 512))
-	for _, d := range []struct{ n, size, resume int64 }{{0, 512, 0}, {65, 512, 0}, {2, 0, 0}, {2, -1, 0}, {2, 512, -1}, {2, 512, 513}, {1, 512, 0}} {
+	for _, d := range []struct{ n, size, resume int64 }{{0, 512, 0}, {65, 512, 0}, {2, 0, 0}, {2, -1, 0}, {2, 512, -1}, {1, 512, 0}} {
 		if _, _, err := u.Disk(t.Context(), int(d.n), d.size, d.resume); err == nil {
 			t.Errorf("Disk(%d, %d, %d) succeeds", d.n, d.size, d.resume)
 		}

@@ -56,6 +56,20 @@ func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// Resize implements imageapi.DiskWriter.
+func (d *disk) Resize(size int64) error {
+	d.using.Lock()
+	defer d.using.Unlock()
+	if d.file == nil {
+		return errClosed
+	}
+	if size <= 0 || size > d.size {
+		return d.failed(fault.New(fault.Internal, "bad_size", "The disk cannot get this size.").Saw("%d of %d bytes", size, d.size))
+	}
+	d.size = size
+	return nil
+}
+
 // Sync implements imageapi.DiskWriter. It also fails with ErrShutOut, so that
 // an attempt does not write on and on for nothing.
 func (d *disk) Sync() error {
@@ -84,7 +98,7 @@ func (d *disk) Close() error {
 		}
 		return errClosed
 	}
-	err := errors.Join(d.file.Sync(), d.file.Close())
+	err := errors.Join(d.file.Truncate(d.size), d.file.Sync(), d.file.Close())
 	d.file = nil
 	if first := d.err.Load(); first != nil {
 		return *first

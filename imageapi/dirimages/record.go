@@ -107,10 +107,10 @@ type draft struct {
 
 type diskDraft struct {
 	Size int64 `json:"size"`
-	// Floor is the offset at which the first writer of the file would have
-	// liked to resume another file, which was not here. The caller may still
-	// believe in that offset when the first writer dies, so only offsets
-	// beyond it are known to be about this file.
+	// Floor is from where the first writer of the file would have liked to go on
+	// with another file, which was not here. The caller may still believe in that
+	// number when the first writer dies, so only higher ones are known to be about
+	// this file.
 	Floor int64 `json:"floor"`
 }
 

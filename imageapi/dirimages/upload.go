@@ -8,6 +8,8 @@ import (
 	"os"
 	"path"
 
+	"golang.org/x/sys/unix"
+
 	"vmimport/imageapi"
 	"vmimport/internal/fault"
 )
@@ -27,8 +29,8 @@ type upload struct {
 	published bool
 }
 
-// Disk implements imageapi.Upload. The file has its full length from the start,
-// all of it a hole.
+// Disk implements imageapi.Upload. The file has its full length from the start, all
+// of it a hole, unless that is a bound which the file system cannot reach.
 func (u *upload) Disk(ctx context.Context, n int, size, resume int64) (imageapi.DiskWriter, bool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, false, err
@@ -36,7 +38,7 @@ func (u *upload) Disk(ctx context.Context, n int, size, resume int64) (imageapi.
 	switch {
 	case u.work == nil || u.published:
 		return nil, false, errClosed
-	case n < 1 || n > maxDisks || size <= 0 || resume < 0 || resume > size || u.disks[n] != nil:
+	case n < 1 || n > maxDisks || size <= 0 || resume < 0 || u.disks[n] != nil:
 		return nil, false, fault.New(fault.Internal, "bad_disk", "The disk cannot be opened like this.").
 			Saw("disk %d of %d bytes from %d", n, size, resume)
 	}
@@ -52,8 +54,11 @@ func (u *upload) Disk(ctx context.Context, n int, size, resume int64) (imageapi.
 	return d, kept, nil
 }
 
-// open opens the file of a disk and cuts off what lies beyond resume, or all
-// of it if that much is not here.
+// Ordered implements imageapi.Upload.
+func (u *upload) Ordered() bool { return false }
+
+// open opens the file of a disk, and empties it if it does not have what was written
+// up to resume.
 func (u *upload) open(n int, size, resume int64) (_ *os.File, kept bool, err error) {
 	f, err := u.work.root.OpenFile(u.fileName(n), os.O_WRONLY|os.O_CREATE, fileMode)
 	if err != nil {
@@ -69,22 +74,24 @@ func (u *upload) open(n int, size, resume int64) (_ *os.File, kept bool, err err
 		return nil, false, err
 	}
 	was, known := u.draft.Disks[n]
-	kept = resume > 0 && known && was.Size == size && resume > was.Floor && resume <= fi.Size()
-	if !kept {
-		// The draft comes first: it must never promise what was cut off.
-		u.draft.Disks[n] = diskDraft{Size: size, Floor: resume}
-		if err := writeJSON(u.work.root, draftFile, u.draft); err != nil {
-			return nil, false, err
-		}
-		if err := u.work.lock.Sync(); err != nil {
-			return nil, false, err
-		}
-		resume = 0
+	if resume > 0 && known && was.Size == size && resume > was.Floor && fi.Size() == size {
+		return f, true, nil
 	}
-	if err := f.Truncate(resume); err != nil {
+	// The draft comes first: it must never promise what was cut off.
+	u.draft.Disks[n] = diskDraft{Size: size, Floor: resume}
+	if err := writeJSON(u.work.root, draftFile, u.draft); err != nil {
 		return nil, false, err
 	}
-	return f, kept, f.Truncate(size)
+	if err := u.work.lock.Sync(); err != nil {
+		return nil, false, err
+	}
+	if err := f.Truncate(0); err != nil {
+		return nil, false, err
+	}
+	if err := f.Truncate(size); !errors.Is(err, unix.EFBIG) {
+		return f, false, err
+	}
+	return f, false, nil
 }
 
 // Publish implements imageapi.Upload.

@@ -62,6 +62,8 @@ func Run(t *testing.T, open func(t *testing.T) Service) {
 		{"Remove shuts out an upload", (*suite).removeShutsOut},
 		{"after Remove the id is free", (*suite).removeFrees},
 		{"an attempt goes on where another stopped", (*suite).resume},
+		{"an attempt goes on where nothing is in order", (*suite).resumeScattered},
+		{"a disk whose size is known at its end", (*suite).resize},
 		{"an offset that was never reached", (*suite).resumeUnknown},
 		{"a disk of another size", (*suite).resumeOtherSize},
 		{"an offset of a file that is not here any more", (*suite).resumeStale},
@@ -555,10 +557,10 @@ func (s *suite) resumeAt(u imageapi.Upload, offset int64, want bool) imageapi.Di
 	return w
 }
 
-// resume goes through three attempts; each leaves junk beyond what it synced.
+// resume goes through three attempts; each has written more than it synced, and all
+// of that is written again.
 func (s *suite) resume() {
 	b := content(1)
-	junk := bytes.Repeat([]byte("junk"), 1<<18)
 	reached := 0
 	for i, stop := range []int{512, 1<<20 + 50_000, 2 << 20} {
 		u := s.begin(s.Images, s.spec(import1, int64(i+1)))
@@ -568,9 +570,7 @@ func (s *suite) resume() {
 		}
 		s.write(w, b, reached, stop)
 		s.sync(w)
-		if _, err := w.WriteAt(junk, int64(stop)); err != nil {
-			s.Fatalf("WriteAt: %v", err)
-		}
+		s.write(w, b, stop, stop+1<<19)
 		s.closeUpload(u)
 		s.wantNoImage()
 		reached = stop
@@ -580,13 +580,58 @@ func (s *suite) resume() {
 	if s.NoResume {
 		reached = 0
 	}
-	// The junk lay where the content has a hole, which is not written.
-	s.write(w, b, reached, 2<<20)
+	s.write(w, b, reached, size)
 	s.closeDisk(w)
 	s.publish(u, 1)
 	s.wantImage(import1, b)
 	s.closeUpload(u)
 	s.wantNoLeftovers()
+}
+
+// resumeScattered: what is written need not be where the number says.
+func (s *suite) resumeScattered() {
+	b := content(1)
+	u := s.begin(s.Images, s.spec(import1, 1))
+	w := s.disk(u, 1)
+	s.write(w, b, 2<<20, size)
+	s.sync(w)
+	s.closeUpload(u)
+
+	u = s.begin(s.Another(s.T), s.spec(import1, 2))
+	w = s.resumeAt(u, 1000, true)
+	s.write(w, b, 0, 2<<20)
+	if s.NoResume {
+		s.write(w, b, 2<<20, size)
+	}
+	s.closeDisk(w)
+	s.publish(u, 1)
+	s.wantImage(import1, b)
+}
+
+func (s *suite) resize() {
+	b := content(1)
+	u := s.begin(s.Images, s.spec(import1, 1))
+	w, _, err := u.Disk(s.Context(), 1, 1<<40, 0)
+	if err != nil {
+		s.Fatalf("Disk: %v", err)
+	}
+	s.write(w, b, 0, size)
+	if err := w.Resize(1<<40 + 1); err == nil {
+		s.Error("Resize beyond the bound was taken")
+	}
+	s.closeUpload(u)
+
+	u = s.begin(s.Images, s.spec(import1, 2))
+	if w, _, err = u.Disk(s.Context(), 1, 1<<40, 0); err != nil {
+		s.Fatalf("Disk: %v", err)
+	}
+	s.write(w, b, 0, size)
+	if err := w.Resize(size); err != nil {
+		s.Fatalf("Resize: %v", err)
+	}
+	s.closeDisk(w)
+	s.publish(u, 1)
+	s.wantImage(import1, b)
 }
 
 func (s *suite) resumeUnknown() {

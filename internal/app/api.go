@@ -44,7 +44,7 @@ func NewAPI(cfg *config.Config, opt APIOptions, log zerolog.Logger) (*API, error
 		return nil, err
 	}
 	a := &API{parts: p}
-	preflight := pipeline.NewPreflight(p.regions, p.maxDisk)
+	preflight := pipeline.NewPreflight(p.regions)
 	service := tasks.NewService(p.store, preflight, tasks.Limits{Unfinished: cfg.Limits.Unfinished}, time.Now)
 	var regions []httpapi.Region
 	for _, rc := range cfg.Regions {

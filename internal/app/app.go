@@ -51,14 +51,13 @@ type parts struct {
 	rdb     redis.UniversalClient
 	store   *redisstore.Store
 	regions map[string]pipeline.Region
-	maxDisk map[string]int64
 	images  []*dirimages.Images // the regions', which have to be closed and swept
 }
 
 // open makes the parts that cfg describes. Of all addresses in it none is
 // contacted; directories are made.
 func open(cfg *config.Config) (*parts, error) {
-	p := &parts{regions: map[string]pipeline.Region{}, maxDisk: map[string]int64{}}
+	p := &parts{regions: map[string]pipeline.Region{}}
 	for _, rc := range cfg.Regions {
 		if err := p.openRegion(rc); err != nil {
 			return nil, errors.Join(fmt.Errorf("region %s: %w", rc.ID, err), p.Close())
@@ -113,8 +112,7 @@ func (p *parts) openRegion(rc config.Region) error {
 		return err
 	}
 	p.images = append(p.images, images)
-	p.regions[rc.ID] = pipeline.Region{Objects: objects, Images: images}
-	p.maxDisk[rc.ID] = int64(rc.MaxDisk)
+	p.regions[rc.ID] = pipeline.Region{Objects: objects, Images: images, MaxDisk: int64(rc.MaxDisk)}
 	return nil
 }
 

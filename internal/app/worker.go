@@ -11,6 +11,7 @@ import (
 
 	"vmimport/internal/config"
 	"vmimport/internal/httpapi"
+	"vmimport/internal/scratch"
 	"vmimport/storage"
 	"vmimport/tasks"
 	"vmimport/tasks/pipeline"
@@ -33,6 +34,10 @@ func NewWorker(cfg *config.Config, log zerolog.Logger) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
+	spool, err := scratch.Open(cfg.Worker.Scratch)
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
 	name := instance()
 	log = log.With().Str("worker", name).Logger()
 	pool := storage.NewPool(int64(cfg.Worker.Memory), int64(cfg.Worker.Chunk))
@@ -47,6 +52,7 @@ func NewWorker(cfg *config.Config, log zerolog.Logger) (*Worker, error) {
 			Digests:    cfg.Worker.Digests,
 			MarkEvery:  int64(cfg.Worker.CheckpointEvery),
 		},
+		Spool:   func(bytes int64) (pipeline.Spool, error) { return spool.Reserve(bytes) },
 		Observe: metrics,
 		Log:     log,
 	})

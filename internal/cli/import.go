@@ -112,6 +112,7 @@ func unregistered(ctx context.Context, err error) error {
 type requestFlags struct {
 	name, osType, id, imageFrom string
 	minRAM, minDisk             int64
+	expansion                   bool
 }
 
 // osTypes are the values of the API's gen3 profile. The service decides; the
@@ -122,31 +123,38 @@ var osTypes = strings.Join([]string{
 }, ", ")
 
 func (f *requestFlags) bind(flags *pflag.FlagSet) {
-	flags.StringVar(&f.name, "name", "", "name of the image (default: of the object, without its extension)")
-	flags.StringVar(&f.osType, "os-type", "", "guest system, one of\n"+osTypes)
-	flags.StringVar(&f.id, "id", "", "UUID for the image (default: a new one)")
+	flags.StringVar(&f.name, "name", "", "name of the image (default: of the object, without its extension;\nof an exported image the name that it had)")
+	flags.StringVar(&f.osType, "os-type", "", "guest system, not needed for exported images, one of\n"+osTypes)
+	flags.StringVar(&f.id, "id", "", "UUID for the image (default: a new one; of an exported image the one\nthat it had, if it is free)")
 	flags.Int64Var(&f.minRAM, "min-ram", 0, "memory that a server of the image needs, in MB")
 	flags.Int64Var(&f.minDisk, "min-disk", 0, "disk that a server of the image needs, in GB")
 	flags.StringVar(&f.imageFrom, "image-from", "", "hypervisor that the image comes from, vmware or kvm\n(default: kvm for .qcow2, else the service's)")
+	flags.BoolVar(&f.expansion, "expansion", false, "the object is an exported image of expansion storage, a data disk")
 }
 
 // of completes a registration that names its object.
 //
 // An image that was exported from the cloud has its name and its guest system
-// in a metadata object. For others the guest system is not guessed: it decides
+// in a metadata object; a data disk has no guest system, and its name is not
+// taken from there. For others the guest system is not guessed: it decides
 // about drivers and licences.
 func (f *requestFlags) of(r client.Registration) (client.Registration, error) {
-	r.Name, r.OSType, r.ID, r.MinRAM, r.MinDisk = f.name, f.osType, f.id, f.minRAM, f.minDisk
+	r.Name, r.OSType, r.ID, r.MinRAM, r.MinDisk, r.Expansion = f.name, f.osType, f.id, f.minRAM, f.minDisk, f.expansion
+	if r.Expansion && (r.OSType != "" || r.MinRAM != 0 || r.MinDisk != 0 || f.imageFrom != "") {
+		return r, Usagef("--expansion takes no --os-type, --min-ram, --min-disk and --image-from: no server starts from a data disk")
+	}
 	object := path.Base(r.Location + r.S3Location) // one of them is empty
-	exported := strings.HasSuffix(object, ".img.gz") || strings.HasSuffix(object, ".qcow2.gz")
-	if r.OSType == "" && !exported {
+	inside, compressed := strings.CutSuffix(object, ".gz")
+	ext := path.Ext(inside)
+	exported := compressed && (ext == ".img" || ext == ".qcow2")
+	if r.OSType == "" && !exported && !r.Expansion {
 		return r, &Exit{
 			Code: ExitUsage, Err: errors.New("--os-type is missing: it says what the guest is, and a wrong one may not boot"),
 			Hints: []string{"one of " + osTypes},
 		}
 	}
-	if r.Name == "" && !exported {
-		r.Name = strings.TrimSuffix(object, path.Ext(object))
+	if r.Name == "" && (!exported || r.Expansion) {
+		r.Name = strings.TrimSuffix(inside, ext)
 	}
 	switch {
 	case f.imageFrom != "":

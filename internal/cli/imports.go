@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -207,6 +208,10 @@ type table [][]string
 // importTable tells what is known about an import, a line for each thing.
 func importTable(imp *client.Import) table {
 	x := imp.Extra
+	var billing client.Billing
+	if imp.BillingInfo != nil {
+		billing = *imp.BillingInfo
+	}
 	t := table{
 		{"import", string(imp.ImportID)},
 		{"status", string(imp.State)},
@@ -216,7 +221,8 @@ func importTable(imp *client.Import) table {
 		{"image", imp.ID},
 		{"location", imp.Location + imp.S3Location},
 		{"checksum", imp.Checksum},
-		{"os type", imp.OSType},
+		{"os type", cmp.Or(imp.OSType, billing.OSType)},
+		{"base image", billing.BaseImageID},
 	}
 	if x.TotalBytes > 0 {
 		t = append(t, []string{"bytes", fmt.Sprintf("%d of %d", x.DoneBytes, x.TotalBytes)})

@@ -60,6 +60,30 @@ func sha1Of(content []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
+func TestRegisterExpansion(t *testing.T) {
+	t.Parallel()
+	s, c := start(t)
+	s.PutObject("images", "data.img.gz", []byte("disk"))
+	want := client.Registration{Name: "data", Location: clienttest.Location("images", "data.img.gz"), Expansion: true}
+	if _, err := c.Register(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Registered()[0]; got != want {
+		t.Errorf("the service got %+v", got)
+	}
+}
+
+func TestBillingInfo(t *testing.T) {
+	t.Parallel()
+	s, c := start(t)
+	want := client.Billing{OSType: "rhel7", BaseImageID: "b-1"}
+	s.Add("i-1", client.Import{State: tasks.Queued, BillingInfo: &want})
+	imp, err := c.Status(t.Context(), "i-1")
+	if err != nil || imp.BillingInfo == nil || *imp.BillingInfo != want {
+		t.Errorf("%+v, %v", imp, err)
+	}
+}
+
 func TestImportsLife(t *testing.T) {
 	t.Parallel()
 	s, c := start(t)

@@ -15,9 +15,13 @@ import (
 	"vmimport/tasks"
 )
 
-// Registration is the body of the register call. The service checks it; zero
-// members are not sent.
+// Registration is the body of a register call. The service checks it; zero
+// members are not sent. For an image that was exported from the cloud the
+// location is enough: its metadata has the rest.
 type Registration struct {
+	// Expansion asks for an image of expansion storage, a data disk: then MinRAM,
+	// MinDisk, OSType and Details mean nothing, and Name must be given.
+	Expansion  bool     `json:"-"`
 	Name       string   `json:"name,omitempty"`
 	Location   string   `json:"location,omitempty"`    // see Profile.Location
 	S3Location string   `json:"s3_location,omitempty"` // "/" bucket "/" object; exactly one of the two
@@ -34,6 +38,12 @@ type Details struct {
 	ImageFrom string `json:"image_from"`
 }
 
+// Billing is what an exported image is billed by.
+type Billing struct {
+	OSType      string `json:"os_type"`
+	BaseImageID string `json:"base_image_id"`
+}
+
 // ErrUncertain says that a request was sent and no answer came, so that the
 // import may or may not have been accepted.
 var ErrUncertain = errors.New("no answer came, the import may have been accepted")
@@ -45,7 +55,11 @@ func (c *Client) Register(ctx context.Context, r Registration) (tasks.ID, error)
 	var out struct {
 		ImportID tasks.ID `json:"import_id"`
 	}
-	err := c.call(ctx, op, http.MethodPost, "/v1/imageimport", r, &out)
+	path := "/v1/imageimport"
+	if r.Expansion {
+		path = "/v1/expansionstorageimageimport"
+	}
+	err := c.call(ctx, op, http.MethodPost, path, r, &out)
 	if _, answered := errors.AsType[*Error](err); err != nil && !answered && !neverSent(err) {
 		return "", fmt.Errorf("%w: %w", ErrUncertain, err)
 	}
@@ -81,6 +95,7 @@ type Import struct {
 	OSType       string      `json:"os_type,omitempty"`
 	Conversion   bool        `json:"conversion,omitempty"`
 	Details      *Details    `json:"details,omitempty"`
+	BillingInfo  *Billing    `json:"billing_info,omitempty"`  // in place of OSType, of exported images
 	ErrorMessage string      `json:"error_message,omitempty"` // see Reason
 	// Extra is what this service adds to the API; all zero elsewhere.
 	Extra Extra `json:"vmimport,omitzero"`

@@ -88,6 +88,9 @@ type Worker struct {
 	// CheckpointEvery is how much an import may have to read again.
 	CheckpointEvery ByteSize      `yaml:"checkpoint_every"`
 	DrainTimeout    time.Duration `yaml:"drain_timeout"`
+	// Scratch is a directory for images that cannot be written as they come, such
+	// as a QCOW2 inside gzip. A worker's reservations in it are its own.
+	Scratch string `yaml:"scratch"`
 }
 
 // Region is one region that the process serves.
@@ -139,7 +142,7 @@ type S3 struct {
 // Images is where images are registered.
 type Images struct {
 	Directory    *Directory `yaml:"directory"`
-	TargetFormat string     `yaml:"target_format"`
+	TargetFormat string     `yaml:"target_format"` // of the stored disks: raw or qcow2
 }
 
 // Default returns the configuration without a file.
@@ -159,6 +162,7 @@ func Default() Config {
 			StallAfter:      10 * time.Second,
 			CheckpointEvery: 64 << 20,
 			DrainTimeout:    60 * time.Second,
+			Scratch:         "/var/tmp",
 		},
 	}
 }
@@ -239,6 +243,7 @@ func (c *Config) Validate() error {
 	check(w.StallAfter >= time.Second, "worker.stall_after is below 1s")
 	check(w.CheckpointEvery >= 1<<20, "worker.checkpoint_every is below 1MiB")
 	check(w.DrainTimeout >= time.Second, "worker.drain_timeout is below 1s")
+	check(w.Scratch != "", "worker.scratch is missing")
 	for _, d := range w.Digests {
 		check(slices.Contains([]string{"md5", "sha256", "sha512"}, d), "worker.digests: %q is none of md5, sha256, sha512", d)
 	}
@@ -274,6 +279,6 @@ func (r *Region) validate(at string, check func(ok bool, format string, args ...
 		check(s.SharedBuckets || strings.Contains(s.BucketPrefix, "{project}"), "%s: objects.s3.bucket_prefix does not hold {project}, and shared_buckets is not set", at)
 	}
 	check(r.Images.Directory != nil && r.Images.Directory.Path != "", "%s: images.directory.path is missing", at)
-	check(r.Images.TargetFormat == "raw", "%s: images.target_format %q is not raw", at, r.Images.TargetFormat)
+	check(r.Images.TargetFormat == "raw" || r.Images.TargetFormat == "qcow2", "%s: images.target_format %q is neither raw nor qcow2", at, r.Images.TargetFormat)
 	check(r.MaxDisk >= 0, "%s: max_disk is negative", at)
 }

@@ -67,5 +67,6 @@ var Variables = []Variable{
 	{"VMIMPORT_LOG_LEVEL", "log.level", func(c *Config, s string) error { c.Log.Level = s; return nil }},
 	{"VMIMPORT_WORKER_LISTEN", "worker.listen", func(c *Config, s string) error { c.Worker.Listen = s; return nil }},
 	{"VMIMPORT_WORKER_CONCURRENCY", "worker.concurrency", func(c *Config, s string) (err error) { c.Worker.Concurrency, err = strconv.Atoi(s); return err }},
+	{"VMIMPORT_WORKER_SCRATCH", "worker.scratch", func(c *Config, s string) error { c.Worker.Scratch = s; return nil }},
 	{"VMIMPORT_WORKER_MEMORY", "worker.memory", func(c *Config, s string) error { return c.Worker.Memory.UnmarshalText([]byte(s)) }},
 }

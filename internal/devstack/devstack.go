@@ -138,11 +138,13 @@ func (s *Stack) objects() string { return filepath.Join(s.Data, "objects") }
 func (s *Stack) config() *config.Config {
 	cfg := config.Default()
 	cfg.Redis = config.Redis{URL: s.redis.url, RequireDurable: s.redis.durable}
+	cfg.Worker.Scratch = filepath.Join(s.Data, "scratch")
 	cfg.Operator.Token = secret.New(s.Credentials.OperatorToken)
 	cfg.Regions = []config.Region{{
 		ID: Region,
 		FJcloud: &config.FJcloud{
-			Profile: "gen3", ListScope: "domain", Extensions: []string{".raw", ".img"},
+			Profile: "gen3", ListScope: "domain",
+			Extensions: []string{".raw", ".img", ".vhd", ".vhdx", ".vdi", ".ova", ".gz"},
 			TokensFile: "(made by standalone)",
 		},
 		Objects: config.Objects{Directory: &config.Directory{Path: s.objects()}},

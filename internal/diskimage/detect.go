@@ -19,19 +19,6 @@ const SectorBytes = 512
 // may come first.
 const headBytes = 64 << 10
 
-// Inspect detects the format of the size bytes behind r and returns it if it is
-// the declared one and can be imported: Detect, Check and Importable in one.
-func Inspect(r io.ReaderAt, size int64, declared Format) (Format, error) {
-	f, err := Detect(r, size)
-	if err != nil {
-		return "", err
-	}
-	if err := Check(declared, f); err != nil {
-		return "", err
-	}
-	return f, Importable(f)
-}
-
 // Detect returns the one format whose signature the size bytes behind r have,
 // or Raw if they have none. It reads at most the first 64 KiB and the last 512
 // bytes, and only inside of [0, size).
@@ -53,18 +40,31 @@ func Detect(r io.ReaderAt, size int64) (Format, error) {
 	if err != nil {
 		return "", fmt.Errorf("read start of image: %w", err)
 	}
-	if isPage(head) {
-		return "", fault.New(fault.Invalid, "not_a_disk_image", "The object is an HTML or XML document, not a disk image.").
-			Saw("markup at offset 0").
-			Try("Look at the object: an error page may have been stored in place of the image. Upload the image again.")
-	}
 	tailAt := max(0, size-SectorBytes)
 	tail, err := readRange(r, tailAt, size-tailAt)
 	if err != nil {
 		return "", fmt.Errorf("read end of image: %w", err)
 	}
 
-	found := append(atStart(head), atEnd(tail, tailAt)...)
+	return decide(head, atEnd(tail, tailAt), size)
+}
+
+// DetectHead is Detect for a file of which only the front is known, up to 64 KiB or
+// less if the file is shorter. What tells a fixed VHD or a DMG is at the end: they
+// are raw here.
+func DetectHead(head []byte) (Format, error) {
+	return decide(head, nil, int64(len(head)))
+}
+
+// decide finds the one format whose signature is at the start or, as is known
+// already, at the end.
+func decide(head []byte, found []match, size int64) (Format, error) {
+	if isPage(head) {
+		return "", fault.New(fault.Invalid, "not_a_disk_image", "The object is an HTML or XML document, not a disk image.").
+			Saw("markup at offset 0").
+			Try("Look at the object: an error page may have been stored in place of the image. Upload the image again.")
+	}
+	found = append(atStart(head), found...)
 	switch {
 	case len(found) == 0 && size < SectorBytes:
 		return "", fault.New(fault.Invalid, "object_too_small", "The object is too small to be a disk image.").
@@ -159,9 +159,9 @@ func atEnd(tail []byte, offset int64) []match {
 	}
 	var found []match
 	switch {
-	case isVHDFooter(tail):
+	case IsVHDFooter(tail):
 		found = append(found, match{VHD, offset})
-	case isVHDFooter(tail[1:]): // before Virtual PC 2004 the footer had 511 bytes
+	case IsVHDFooter(tail[1:]): // before Virtual PC 2004 the footer had 511 bytes
 		found = append(found, match{VHD, offset + 1})
 	}
 	// The UDIF trailer: magic, version 4, length 512.
@@ -171,12 +171,12 @@ func atEnd(tail []byte, offset int64) []match {
 	return found
 }
 
-// isVHDFooter checks cookie and checksum (Virtual Hard Disk Image Format
+// IsVHDFooter checks length, cookie and checksum (Virtual Hard Disk Image Format
 // Specification 1.0, "Hard Disk Footer Format"). The cookie alone may be the
 // data of a disk's last sector; a footer has the ones' complement of the sum of
 // its other bytes at 64.
-func isVHDFooter(b []byte) bool {
-	if !bytes.HasPrefix(b, []byte("conectix")) {
+func IsVHDFooter(b []byte) bool {
+	if len(b) < SectorBytes-1 || !bytes.HasPrefix(b, []byte("conectix")) {
 		return false
 	}
 	var sum uint32

@@ -237,44 +237,42 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-func TestImportable(t *testing.T) {
+func TestRefuse(t *testing.T) {
 	t.Parallel()
-	if err := Importable(Raw); err != nil {
-		t.Errorf("Importable(raw): %v", err)
-	}
-	for f := range formats {
-		if f == Raw {
-			continue
-		}
-		e := fault.Of(Importable(f))
-		if e == nil || e.Kind != fault.Invalid || e.Code != "format_unsupported" || e.Remedy == "" {
-			t.Errorf("Importable(%s) = %v", f, e)
+	for f, traits := range formats {
+		e := fault.Of(Refuse(f))
+		if e == nil || e.Kind != fault.Invalid || e.Code != "format_unsupported" || e.Remedy != traits.remedy {
+			t.Errorf("Refuse(%s) = %v", f, e)
 		}
 	}
-	want := "The object is a VMDK image; this version imports raw disk images only."
-	if got := fault.Of(Importable(VMDK)).Message; got != want {
+	want := "The object is a QED image, which cannot be imported."
+	if got := fault.Of(Refuse(QED)).Message; got != want {
 		t.Errorf("message %q, want %q", got, want)
 	}
 }
 
-func TestInspect(t *testing.T) {
+func TestDeclared(t *testing.T) {
 	t.Parallel()
-	qcow2 := disk(512, map[int]string{0: "QFI\xfb\x00\x00\x00\x03"})
 	for _, tt := range []struct {
-		declared Format
-		data     []byte
+		declared string
+		found    Format
 		code     string
 	}{
-		{"", disk(512, nil), ""},
-		{Raw, disk(512, nil), ""},
-		{VMDK, disk(512, nil), "format_mismatch"},
-		{Raw, qcow2, "format_mismatch"},
-		{QCOW2, qcow2, "format_unsupported"},
-		{"", qcow2, "format_unsupported"},
-		{Raw, nil, "object_empty"},
+		{"", Raw, ""},
+		{"", Gzip, ""},
+		{"qcow2", QCOW2, ""},
+		{"qcow2.gz", Gzip, ""},
+		{"qcow2.gz", QCOW2, "format_mismatch"},
+		{"qcow2", Gzip, "format_mismatch"},
+		{"raw", VHD, "format_mismatch"},
+		{"ova", Tar, ""},
 	} {
-		if _, err := Inspect(bytes.NewReader(tt.data), int64(len(tt.data)), tt.declared); fault.CodeOf(err) != tt.code {
-			t.Errorf("declared %q, %d bytes: %v, want %q", tt.declared, len(tt.data), err, tt.code)
+		d := ParseDeclared(tt.declared)
+		if d.String() != tt.declared {
+			t.Errorf("%q is written as %q", tt.declared, d)
+		}
+		if err := d.Check(tt.found); fault.CodeOf(err) != tt.code {
+			t.Errorf("declared %q, found %s: %v, want %q", tt.declared, tt.found, err, tt.code)
 		}
 	}
 }

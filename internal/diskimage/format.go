@@ -1,10 +1,12 @@
-// Package diskimage tells disk image formats apart, and says which of them can
-// be imported.
+// Package diskimage is what all readers of disk images have in common: how formats
+// are told apart, what a reader says of an image (a Map or a Parser), and what it
+// refuses.
 //
-// A disk image is hostile input. The package reads two small ranges of it at
-// fixed places, follows nothing that the image names, allocates by no number
-// that the image holds, and refuses a file that is two formats at once, since
-// two readers of it need not agree on which one it is.
+// A disk image is hostile input. A reader opens nothing that an image names, allocates
+// by no number that the image holds before it is checked against the file's length
+// and a constant, and refuses a file that is two formats at once, since two readers of
+// it need not agree on which one it is. The formats themselves are in packages below,
+// and package formats knows all of them.
 package diskimage
 
 import "vmimport/internal/fault"
@@ -12,8 +14,8 @@ import "vmimport/internal/fault"
 // Format is what the bytes of an object are.
 type Format string
 
-// The formats that Detect knows. Those after Raw are recognised so that they
-// can be refused by name, and never pass for the contents of a raw disk.
+// The formats that Detect knows. Many are recognised only so that they can be refused
+// by name, and never pass for the contents of a raw disk.
 const (
 	Raw       Format = "raw" // nothing else matched; the object is the disk
 	QCOW2     Format = "qcow2"
@@ -42,8 +44,8 @@ const (
 )
 
 const (
-	convert = "Convert it, for example with qemu-img convert -O raw, and import the result."
-	unpack  = "Unpack it and import the raw disk image inside."
+	convert = "Convert it, for example with qemu-img convert -O qcow2, and import the result."
+	unpack  = "Unpack it and import the disk image inside."
 )
 
 // traits is what the package knows of a format besides its signature.
@@ -55,24 +57,24 @@ type traits struct {
 
 var formats = map[Format]traits{
 	Raw:       {label: "a raw disk image"},
-	QCOW2:     {label: "a QCOW2 image", remedy: convert},
+	QCOW2:     {label: "a QCOW2 image"},
 	QCOW:      {label: "a QCOW version 1 image", family: QCOW2, remedy: convert},
-	VMDK:      {label: "a VMDK image", remedy: convert},
-	VMDKText:  {label: "a VMDK descriptor without the disk's data", family: VMDK, remedy: "Import the data file that belongs to it if that is flat (-flat.vmdk), or convert the whole disk with qemu-img convert -O raw."},
+	VMDK:      {label: "a VMDK image"},
+	VMDKText:  {label: "a VMDK descriptor without the disk's data", family: VMDK, remedy: "Import the data file that belongs to it if that is flat (-flat.vmdk), as a raw disk, or write the whole disk into one file with qemu-img convert."},
 	COWD:      {label: "a VMDK image of the ESX sparse kind", family: VMDK, remedy: convert},
-	SESparse:  {label: "a VMDK snapshot of the SEsparse kind", family: VMDK, remedy: "Consolidate the snapshots of the virtual machine, export it again, and convert it with qemu-img convert -O raw."},
-	VHD:       {label: "a VHD image", remedy: convert},
-	VHDX:      {label: "a VHDX image", remedy: convert},
-	VDI:       {label: "a VDI image", remedy: convert},
+	SESparse:  {label: "a VMDK snapshot of the SEsparse kind", family: VMDK, remedy: "Consolidate the snapshots of the virtual machine and export it again."},
+	VHD:       {label: "a VHD image"},
+	VHDX:      {label: "a VHDX image"},
+	VDI:       {label: "a VDI image"},
 	QED:       {label: "a QED image", remedy: convert},
 	LUKS:      {label: "a LUKS encrypted image", remedy: "Decrypt it and import the raw disk image."},
 	Parallels: {label: "a Parallels image", remedy: convert},
 	DMG:       {label: "a DMG image", remedy: convert},
 	Bochs:     {label: "a Bochs image", remedy: convert},
 	Cloop:     {label: "a cloop image", remedy: convert},
-	OVA:       {label: "an OVA archive", remedy: "Unpack it, convert the disk inside with qemu-img convert -O raw, and import the result."},
+	OVA:       {label: "an OVA archive"},
 	Tar:       {label: "a tar archive", family: OVA, remedy: unpack},
-	Gzip:      {label: "a gzip file", remedy: unpack},
+	Gzip:      {label: "a gzip file"},
 	XZ:        {label: "an xz file", remedy: unpack},
 	Zstd:      {label: "a Zstandard file", remedy: unpack},
 	Bzip2:     {label: "a bzip2 file", remedy: unpack},
@@ -110,14 +112,20 @@ func Check(declared, detected Format) error {
 		Try("Give the object the name or the format that its contents have, and import it again.")
 }
 
-// Importable is the one place that says which formats can be imported. Its
-// error has the code format_unsupported.
-func Importable(f Format) error {
-	if f == Raw {
-		return nil
+// Wraps reports whether f holds other files, and is no disk itself.
+func (f Format) Wraps() bool {
+	switch f {
+	case OVA, Tar, Gzip, XZ, Zstd, Bzip2, Zip, SevenZip:
+		return true
 	}
+	return false
+}
+
+// Refuse is the error for an object of a format that has no reader. Its code is
+// format_unsupported.
+func Refuse(f Format) error {
 	return fault.New(fault.Invalid, "format_unsupported",
-		"The object is "+f.label()+"; this version imports raw disk images only.").
+		"The object is "+f.label()+", which cannot be imported.").
 		Saw("detected format: %s", f).
 		Try(formats[f].remedy)
 }

@@ -31,7 +31,11 @@ type layer struct {
 var (
 	leaves    = []string{"internal/fault", "internal/secret"}
 	contracts = []string{"tasks", "storage", "imageapi", "internal/diskimage", "internal/auth"}
-	roots     = []string{"internal/app", "internal/devstack", "internal/config", "internal/client", "internal/cli"}
+	formats   = []string{
+		"internal/diskimage/gz", "internal/diskimage/ova", "internal/diskimage/qcow2", "internal/diskimage/vdi",
+		"internal/diskimage/vhd", "internal/diskimage/vhdx", "internal/diskimage/vmdk",
+	}
+	roots = []string{"internal/app", "internal/devstack", "internal/config", "internal/client", "internal/cli"}
 )
 
 func leavesAnd(packages ...string) []string { return slices.Concat(leaves, packages) }
@@ -41,16 +45,26 @@ func leavesAnd(packages ...string) []string { return slices.Concat(leaves, packa
 // import are leaves, never another contract.
 var layers = []layer{
 	{name: "leaf", packages: leavesAnd("internal/config"), may: leaves},
+	{name: "leaf", packages: []string{"internal/inflate", "internal/scratch"}, may: leaves},
 	{name: "leaf", packages: []string{"."}, why: "openapi.yaml lies at the root, and can be embedded only from there"},
 
 	{name: "contract", packages: contracts, may: leaves},
+
+	{name: "format of disk images", packages: formats, may: leavesAnd("internal/diskimage", "internal/inflate")},
+	{name: "all formats", packages: []string{"internal/diskimage/formats"}, may: leavesAnd(slices.Concat([]string{"internal/diskimage"}, formats)...),
+		why: "it is the list of them"},
+	{name: "all formats", packages: []string{"internal/diskimage/decode"}, may: leavesAnd("internal/diskimage", "internal/diskimage/formats", "internal/diskimage/gz"),
+		why: "what is inside gzip is opened when it has been unpacked"},
 
 	{name: "adapter of tasks", packages: []string{"tasks/redisstore", "tasks/queue"}, may: leavesAnd("tasks")},
 	{name: "adapter of storage", packages: []string{"storage/dirstore", "storage/s3store"}, may: leavesAnd("storage")},
 	{name: "adapter of imageapi", packages: []string{"imageapi/dirimages"}, may: leavesAnd("imageapi")},
 	{name: "adapter of auth", packages: []string{"internal/auth/localtokens"}, may: leavesAnd("internal/auth")},
 
-	{name: "flow", packages: []string{"tasks/pipeline", "internal/httpapi/fjcloud", "internal/httpapi/objects"}, may: leavesAnd(contracts...)},
+	{name: "flow", packages: []string{"tasks/pipeline"},
+		may: leavesAnd(slices.Concat(contracts, []string{"internal/diskimage/formats", "internal/diskimage/decode", "internal/diskimage/qcow2"})...),
+		why: "it reads any format, and writes QCOW2"},
+	{name: "flow", packages: []string{"internal/httpapi/fjcloud", "internal/httpapi/objects"}, may: leavesAnd(contracts...)},
 	{name: "flow", packages: []string{"internal/httpapi"}, may: leavesAnd("."),
 		why: "it serves openapi.yaml; dialects come to it as an interface"},
 	{name: "flow", packages: []string{"internal/client"}, may: leavesAnd("tasks"),
@@ -92,8 +106,11 @@ var libraries = []library{
 		why: "adapters return their errors; who handles them logs them, once"},
 	{path: "github.com/google/uuid", in: []string{"tasks/redisstore", "internal/httpapi/..."}, tests: true, why: "who makes or reads ids"},
 	{path: "golang.org/x/sync", in: []string{"internal/app", "internal/devstack", "internal/cli"}, tests: true, why: "who runs several things that end together"},
-	{path: "golang.org/x/sys", in: []string{"storage/dirstore", "imageapi/dirimages", "internal/devstack", "internal/cli"}, tests: true,
+	{path: "golang.org/x/sys", in: []string{"storage/dirstore", "imageapi/dirimages", "internal/devstack", "internal/cli", "internal/scratch"}, tests: true,
 		why: "files, locks and terminals, as the kernel has them"},
+
+	{path: "github.com/klauspost/compress", in: []string{"internal/diskimage/gz", "internal/diskimage/qcow2"}, tests: true,
+		why: "what images are packed with, besides DEFLATE in one piece"},
 
 	{path: "github.com/getkin/kin-openapi", tests: true},
 	{path: "github.com/rogpeppe/go-internal", tests: true},

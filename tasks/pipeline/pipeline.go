@@ -15,7 +15,6 @@ package pipeline
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
@@ -31,6 +30,7 @@ import (
 type Region struct {
 	Objects storage.Store
 	Images  imageapi.Images
+	MaxDisk int64 // bytes of the largest disk; 0: what any format can hold
 }
 
 // Options set up a Runner. All but Worker may be left zero.
@@ -44,6 +44,9 @@ type Options struct {
 	BeatEvery time.Duration
 	// Fetch is handed to storage.Fetch; its Pool is shared by all imports.
 	Fetch storage.Options
+	// Spool returns a file with room for that many bytes, or fails if there is none:
+	// for images that cannot be written as they come.
+	Spool func(bytes int64) (Spool, error)
 	// MaxSetbacks is after how many passing failures without having got further
 	// an import fails, 12 by default: with the pauses between them about an hour.
 	MaxSetbacks int
@@ -162,47 +165,4 @@ func (r *Runner) Running() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return len(r.hearts)
-}
-
-// Preflight is the cheap part of an attempt, run before an import is accepted.
-type Preflight struct {
-	regions map[string]Region
-	max     map[string]int64
-}
-
-// NewPreflight returns a Preflight for the given regions. maxBytes bounds the
-// disk size by region; a region without a bound takes any.
-func NewPreflight(regions map[string]Region, maxBytes map[string]int64) *Preflight {
-	return &Preflight{regions: regions, max: maxBytes}
-}
-
-// Check implements tasks.Preflight.
-func (p *Preflight) Check(ctx context.Context, spec *tasks.Spec) error {
-	region, ok := p.regions[spec.Region]
-	if !ok {
-		return fmt.Errorf("region %s is not configured", spec.Region)
-	}
-	for i := range spec.Disks {
-		d := &spec.Disks[i]
-		obj, err := region.Objects.Open(ctx, storage.Location(d.Object))
-		if err != nil {
-			return err
-		}
-		d.Bytes, d.Version = obj.Size(), obj.Version()
-		_, size, err := inspect(ctx, obj, d.Format)
-		if err != nil {
-			return err
-		}
-		if most := p.max[spec.Region]; most > 0 && size > most {
-			return fault.New(fault.Invalid, "disk_too_large", "The disk is larger than the region allows.").
-				Saw("%d bytes, at most %d are allowed", size, most)
-		}
-	}
-	switch _, err := region.Images.Get(ctx, spec.ImageID); {
-	case err == nil:
-		return tasks.ErrImageIDInUse
-	case fault.KindOf(err) != fault.NotFound:
-		return err
-	}
-	return nil
 }

@@ -169,7 +169,7 @@ func TestPreflight(t *testing.T) {
 		"not declared":    {loc: loc, region: region},
 		"missing":         {loc: missing, region: region, code: "object_not_found"},
 		"empty":           {loc: empty, region: region, code: "object_empty"},
-		"unsupported":     {loc: qcow2, format: "qcow2", region: region, code: "format_unsupported"},
+		"damaged":         {loc: qcow2, format: "qcow2", region: region, code: "image_corrupt"},
 		"lying extension": {loc: qcow2, format: "raw", region: region, code: "format_mismatch"},
 		"too large":       {loc: loc, region: region, max: diskSize - 1, code: "disk_too_large"},
 		"image exists":    {loc: loc, region: region, image: good.ImageID, code: "image_id_in_use"},
@@ -180,7 +180,8 @@ func TestPreflight(t *testing.T) {
 			if spec.ImageID == "" {
 				spec.ImageID = uuid.NewString()
 			}
-			err := NewPreflight(r.runner().regions, map[string]int64{region: c.max}).Check(t.Context(), spec)
+			limited := map[string]Region{region: {Objects: r.objects, Images: r.images, MaxDisk: c.max}}
+			err := NewPreflight(limited).Check(t.Context(), spec)
 			if got := fault.CodeOf(err); got != c.code {
 				t.Errorf("code %q, want %q: %v", got, c.code, err)
 			}

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"vmimport/storage"
@@ -74,14 +75,15 @@ func TestDrainAndResume(t *testing.T) {
 func TestCheckpointWithoutItsData(t *testing.T) {
 	r := newRig(t)
 	a, b := disk(1, diskSize), disk(2, diskSize)
-	mark := `"mark":{"offset":65536,"states":{}}`
-	disk1 := `{"format":"raw","object_bytes":2097664,"virtual_size":2097664,"digests":{"sha1":"x"}}`
+	mark := `"mark":{"offset":65536,"states":{}},"positions":[{"offset":0,"state":0}],"decoder":1`
+	disk1 := `{"format":"raw","object_bytes":2097664,"virtual_sizes":[2097664],"digests":{"sha1":"x"}}`
 	for name, cp := range map[string]string{
 		"first disk":      `{"done":null,` + mark + `}`,
 		"second disk":     `{"done":[` + disk1 + `],` + mark + `}`,
 		"too many disks":  `{"done":[` + disk1 + `,` + disk1 + `],` + mark + `}`,
 		"another version": `{"finished":[` + disk1 + `],` + mark + `}`,
 		"no mark":         `{"done":[` + disk1 + `]}`,
+		"another decoder": `{"done":null,` + strings.Replace(mark, `"decoder":1`, `"decoder":2`, 1) + `}`,
 		"not JSON":        `half`,
 	} {
 		spec := r.accept(a, b)

@@ -26,6 +26,7 @@ import (
 	"vmimport/imageapi"
 	"vmimport/imageapi/dirimages"
 	"vmimport/internal/fault"
+	"vmimport/internal/scratch"
 	"vmimport/internal/testenv"
 	"vmimport/storage"
 	"vmimport/storage/storagetest"
@@ -55,6 +56,9 @@ type rig struct {
 	dir     string   // of the images
 	made    []string // ids of images that should be there
 	pool    *storage.Pool
+	scratch string // directory
+	target  string // format of the disks that are stored
+	maxDisk int64
 	opt     Options
 }
 
@@ -88,6 +92,11 @@ func newRig(t *testing.T) *rig {
 	t.Cleanup(func() { _ = images.Close() })
 	r.images = images
 	r.pool = storage.NewPool(8*chunk, chunk)
+	r.target, r.scratch = "raw", t.TempDir()
+	spool, err := scratch.Open(r.scratch)
+	if err != nil {
+		t.Fatal(err)
+	}
 	r.opt = Options{
 		Worker: "w1", BeatEvery: 10 * time.Millisecond,
 		Fetch: storage.Options{
@@ -95,13 +104,14 @@ func newRig(t *testing.T) *rig {
 			Backoff: storage.Backoff{Base: time.Millisecond, Max: time.Millisecond},
 		},
 		Backoff: func(int) time.Duration { return 0 },
+		Spool:   func(n int64) (Spool, error) { return spool.Reserve(n) },
 		Log:     zerolog.Nop(),
 	}
 	return r
 }
 
 func (r *rig) runner() *Runner {
-	return New(r.claims, map[string]Region{region: {Objects: r.objects, Images: r.images}}, r.opt)
+	return New(r.claims, map[string]Region{region: {Objects: r.objects, Images: r.images, MaxDisk: r.maxDisk}}, r.opt)
 }
 
 // disk returns reproducible contents with a hole in the middle.
@@ -129,7 +139,7 @@ func (r *rig) accept(disks ...[]byte) *tasks.Spec {
 		r.memory.Put(storage.Location(object), b)
 		spec.Disks = append(spec.Disks, tasks.Disk{Object: object, Format: "raw", SHA1: sha1Hex(b)})
 	}
-	service := tasks.NewService(r.store, NewPreflight(r.runner().regions, nil), tasks.Limits{}, time.Now)
+	service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Limits{}, time.Now)
 	if _, _, err := service.Register(r.t.Context(), spec); err != nil {
 		r.t.Fatal(err)
 	}
@@ -235,6 +245,9 @@ func (r *rig) wantClean(images ...string) {
 	})
 	if err != nil || len(left) > 0 {
 		r.t.Errorf("left in the image store: %v, %v", left, err)
+	}
+	if spools, err := os.ReadDir(r.scratch); err != nil || len(spools) > 0 {
+		r.t.Errorf("left in the scratch directory: %v, %v", spools, err)
 	}
 	if n := r.pool.InUse(); n != 0 {
 		r.t.Errorf("%d buffers are still out", n)

@@ -81,6 +81,7 @@ func New() *Service {
 	s.changed = sync.NewCond(&s.mu)
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/imageimport", s.serve(Register, s.register))
+	mux.Handle("POST /v1/expansionstorageimageimport", s.serve(Register, s.register))
 	mux.Handle("GET /v1/imageimport", s.serve(List, s.list))
 	mux.Handle("GET /v1/imageimport/{id}/status", s.serve(Status, s.status))
 	mux.Handle("POST /v1/imageimport/{id}/cancel", s.serve(Cancel, s.cancel))
@@ -263,6 +264,7 @@ func (s *Service) register(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "40016", "The request body is not a JSON object.")
 		return
 	}
+	req.Expansion = r.URL.Path != "/v1/imageimport"
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	object, own := strings.CutPrefix(req.Location, "/v2/AUTH_"+Project+"/")

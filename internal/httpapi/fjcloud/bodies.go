@@ -42,6 +42,14 @@ type registered struct {
 	S3Location string   `json:"s3_location,omitempty"`
 	Checksum   string   `json:"checksum,omitempty"`
 	Details    *details `json:"details,omitempty"`
+	// BillingInfo is of exported images of servers only.
+	BillingInfo *billingInfo `json:"billing_info,omitempty"`
+}
+
+// billingInfo is what an exported image is billed by.
+type billingInfo struct {
+	OSType      string `json:"os_type"`
+	BaseImageID string `json:"base_image_id"`
 }
 
 type statusBody struct {
@@ -54,8 +62,8 @@ type statusBody struct {
 	ID           string `json:"id"`
 	MinRAM       int64  `json:"min_ram"`
 	MinDisk      int64  `json:"min_disk"`
-	OSType       string `json:"os_type,omitempty"`
-	Conversion   bool   `json:"conversion"`
+	OSType       string `json:"os_type,omitempty"`    // not of exported images and data disks
+	Conversion   bool   `json:"conversion,omitempty"` // true, for the same
 	ErrorMessage string `json:"error_message,omitempty"`
 
 	// VMImport holds everything that is not of the original API, so that no
@@ -89,8 +97,6 @@ func newStatusBody(imp *tasks.Import) (*statusBody, error) {
 		ID:              imp.ImageID,
 		MinRAM:          imp.MinRAMMiB,
 		MinDisk:         imp.MinDiskGiB,
-		OSType:          imp.OSType,
-		Conversion:      true,
 		VMImport: vmimportBody{
 			Stage:          imp.Stage,
 			DoneBytes:      imp.DoneBytes,
@@ -107,6 +113,9 @@ func newStatusBody(imp *tasks.Import) (*statusBody, error) {
 		if err := json.Unmarshal(imp.Details, &b.registered); err != nil {
 			return nil, fmt.Errorf("read details of import: %w", err)
 		}
+	}
+	if b.BillingInfo == nil {
+		b.OSType, b.Conversion = imp.OSType, imp.OSType != "" // a data disk has none
 	}
 	if f := imp.Failure; f != nil && imp.State == tasks.Failed {
 		b.ErrorMessage = f.Fault().Sentences()

@@ -1,5 +1,6 @@
 // Package fjcloud speaks the VM image import API of FUJITSU Cloud: the REST
-// calls that register an import, show it, list imports and cancel one.
+// calls that register an import (of a server's image, or of one of expansion
+// storage), show it, list imports and cancel one.
 //
 // It decides what a request means and in which words it is answered; every
 // rule that the dialects share is the Service's. A caller sees the imports of
@@ -11,6 +12,7 @@ package fjcloud
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -30,6 +32,7 @@ type Service interface {
 	Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Import, error)
 	List(ctx context.Context, scope tasks.Scope, start, limit int) ([]*tasks.Import, error)
 	Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tasks.State, error)
+	ReadObject(ctx context.Context, region string, o tasks.Object, limit int64) ([]byte, error)
 }
 
 // Profile is the generation of a region: which calls and values it offers.
@@ -60,7 +63,8 @@ type Options struct {
 
 	// Extensions of object names that are accepted beside the documented ones,
 	// whatever hypervisor the image is said to come from, such as ".raw". Each
-	// must be a key of Formats.
+	// must be a key of Formats, or ".gz": that allows each accepted one, and
+	// ".raw", with ".gz" behind it.
 	Extensions []string
 	// LegacyOSTypes accepts os_type values of releases long gone.
 	LegacyOSTypes bool
@@ -75,6 +79,7 @@ type Options struct {
 }
 
 // Formats says what an extension declares about an object, as tasks.Disk.Format.
+// With ".gz" behind it, so has the format.
 var Formats = map[string]string{
 	".vmdk":  "vmdk",
 	".qcow2": "qcow2",
@@ -84,7 +89,6 @@ var Formats = map[string]string{
 	".vhdx":  "vhdx",
 	".vdi":   "vdi",
 	".ova":   "ova",
-	".gz":    "gzip",
 }
 
 // Dialect is the API of one region.
@@ -120,7 +124,7 @@ func New(region string, service Service, tokens auth.TokenAuthenticator, opts Op
 		return nil, errors.New("fjcloud: a region needs a name")
 	}
 	for _, ext := range opts.Extensions {
-		if Formats[ext] == "" {
+		if Formats[ext] == "" && ext != compressed {
 			return nil, fmt.Errorf("fjcloud: no format is known for the extension %q", ext)
 		}
 	}
@@ -129,7 +133,8 @@ func New(region string, service Service, tokens auth.TokenAuthenticator, opts Op
 
 // Mount adds the routes to e.
 func (d *Dialect) Mount(e *echo.Echo) {
-	e.POST("/v1/imageimport", d.authenticated(d.register))
+	e.POST("/v1/imageimport", d.authenticated(d.registerImage))
+	e.POST("/v1/expansionstorageimageimport", d.authenticated(d.registerDataDisk))
 	e.GET("/v1/imageimport", d.authenticated(d.list))
 	e.GET("/v1/imageimport/:import_id/status", d.authenticated(d.status))
 	if d.opts.Profile == Gen3 {
@@ -204,15 +209,29 @@ func (d *Dialect) find(c echo.Context, scope tasks.Scope) (*tasks.Import, error)
 	return imp, nil
 }
 
-func (d *Dialect) register(c echo.Context, who *auth.Identity) error {
+func (d *Dialect) registerImage(c echo.Context, who *auth.Identity) error {
+	return d.register(c, who, d.parseImage)
+}
+
+func (d *Dialect) registerDataDisk(c echo.Context, who *auth.Identity) error {
+	return d.register(c, who, d.parseDataDisk)
+}
+
+func (d *Dialect) register(c echo.Context, who *auth.Identity, parse func(body []byte, project string) (*request, error)) error {
 	body, err := readBody(c.Request().Body)
 	if err != nil {
 		return err
 	}
-	spec, err := d.parse(body, who.ProjectID)
+	r, err := parse(body, who.ProjectID)
 	if err != nil {
 		return err
 	}
+	if r.metadata != nil {
+		if err := d.complete(c.Request().Context(), r); err != nil {
+			return err
+		}
+	}
+	spec := r.spec
 	spec.ID = tasks.ID(d.opts.NewID())
 	if spec.ImageID == "" {
 		spec.ImageID = d.opts.NewID()
@@ -222,9 +241,16 @@ func (d *Dialect) register(c echo.Context, who *auth.Identity) error {
 	spec.Region = d.region
 	spec.TargetFormat = d.opts.TargetFormat
 	spec.RequestID = c.Response().Header().Get(echo.HeaderXRequestID)
+	if spec.Details, err = json.Marshal(r.shown); err != nil {
+		return fmt.Errorf("encode details of import: %w", err)
+	}
 	annotate(c, "import_id", string(spec.ID))
 
 	imp, _, err := d.service.Register(c.Request().Context(), spec)
+	if r.keepsID && errors.Is(err, tasks.ErrImageIDInUse) {
+		spec.ImageID = d.opts.NewID()
+		imp, _, err = d.service.Register(c.Request().Context(), spec)
+	}
 	if err != nil {
 		return fmt.Errorf("register import: %w", err)
 	}

@@ -31,6 +31,8 @@ func call(h http.Handler, method, target, body string, header ...string) *httpte
 
 const goodBody = `{"name": "web01", "location": "/v2/AUTH_` + alicesProject + `/c/web01.vmdk", "os_type": "rocky"}`
 
+const exportedBody = `{"location": "/v2/AUTH_` + alicesProject + `/c/web01.img.gz"}`
+
 // register has an import accepted and returns its id.
 func register(t *testing.T, h http.Handler) string {
 	t.Helper()
@@ -202,6 +204,43 @@ func TestParallelCancels(t *testing.T) {
 	}
 }
 
+func TestMetadataIsBounded(t *testing.T) {
+	t.Parallel()
+	for size, code := range map[int]string{64 << 10: "", 64<<10 + 1: "40017"} {
+		w := newWorld(t)
+		record := `{"name": "web01"}`
+		w.service.put("c/web01.json", record+strings.Repeat(" ", size-len(record)))
+		rec := call(w, "POST", "/v1/imageimport", exportedBody)
+		if code == "" && rec.Code != http.StatusCreated || code != "" && errorCode(t, rec) != code {
+			t.Errorf("%d bytes: %d %s", size, rec.Code, rec.Body)
+		}
+	}
+}
+
+// An image id that is taken by an image that nobody is importing is found by the
+// preflight; what Register then says is the same.
+func TestOriginalIDIsTaken(t *testing.T) {
+	t.Parallel()
+	const original = "5b1c1c0e-53a7-4c2a-9a53-2d0f0c1b8a77"
+	for _, path := range []string{"/v1/imageimport", "/v1/expansionstorageimageimport"} {
+		w := newWorld(t)
+		w.service.put("c/web01.json", `{"id": "`+original+`"}`)
+		w.service.taken = original
+		body := `{"name": "web01", "location": "/v2/AUTH_` + alicesProject + `/c/web01.img.gz"`
+		if rec := call(w, "POST", path, body+"}"); rec.Code != http.StatusCreated {
+			t.Fatalf("%s: %s", path, rec.Body)
+		}
+		got := w.service.imports[0].Spec
+		disk := got.Disks[0]
+		if got.ID != "c0ffee00-0000-4000-8000-000000000001" || got.ImageID != "c0ffee00-0000-4000-8000-000000000002" || disk.Format != "raw.gz" || disk.Object.Name != "web01.img.gz" {
+			t.Errorf("%s: %+v", path, got)
+		}
+		if code := errorCode(t, call(w, "POST", path, body+`, "id": "`+original+`"}`)); code != "40015" {
+			t.Errorf("%s with the id given: %s", path, code)
+		}
+	}
+}
+
 func TestHostileBodies(t *testing.T) {
 	t.Parallel()
 	with := func(member string) string { return strings.Replace(goodBody, "{", "{"+member+", ", 1) }
@@ -274,10 +313,13 @@ func TestMutations(t *testing.T) {
 	w := newWorld(t)
 	doc := httpapitest.LoadDocument(t)
 	id := register(t, w)
+	w.service.put("c/web01.json", `{"name": "web01"}`)
 	type request struct{ method, path, token, body string }
 	seeds := []request{
 		{"POST", "/v1/imageimport", "alice", goodBody},
 		{"POST", "/v1/imageimport", "alice", strings.Replace(goodBody, "{", `{"checksum": "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12", "id": "5b1c1c0e-53a7-4c2a-9a53-2d0f0c1b8a77", "min_ram": 2048, "details": {"image_from": "vmware"}, `, 1)},
+		{"POST", "/v1/imageimport", "alice", strings.Replace(exportedBody, "{", `{"min_disk": 3, "id": "5b1c1c0e-53a7-4c2a-9a53-2d0f0c1b8a77", `, 1)},
+		{"POST", "/v1/expansionstorageimageimport", "alice", strings.Replace(exportedBody, "{", `{"name": "data", `, 1)},
 		{"GET", "/v1/imageimport?start=1&limit=2", "alice", ""},
 		{"GET", "/v1/imageimport/" + id + "/status", "bob", ""},
 		{"POST", "/v1/imageimport/" + id + "/cancel", "carol", ""},

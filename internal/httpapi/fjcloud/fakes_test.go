@@ -53,13 +53,15 @@ func (fakeTokens) Authenticate(_ context.Context, token string) (*auth.Identity,
 // fakeService keeps imports in memory, by the contract of tasks.Records.
 type fakeService struct {
 	mu      sync.Mutex
-	imports []*tasks.Import // oldest first
+	imports []*tasks.Import   // oldest first
+	objects map[string]string // content by container "/" name; of those that are read
+	taken   string            // image id of an image that is there
 	now     time.Time
 	fails   error // of the next call
 }
 
 func newFakeService() *fakeService {
-	return &fakeService{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	return &fakeService{objects: map[string]string{}, now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 }
 
 // enter locks the fake and returns what the call is to fail with.
@@ -82,7 +84,7 @@ func (f *fakeService) Register(_ context.Context, spec *tasks.Spec) (*tasks.Impo
 		}
 		disk.Bytes, disk.Version = 4<<30, "v1"
 	}
-	if slices.ContainsFunc(f.imports, func(i *tasks.Import) bool { return i.ImageID == spec.ImageID && !i.State.Final() }) {
+	if spec.ImageID == f.taken || slices.ContainsFunc(f.imports, func(i *tasks.Import) bool { return i.ImageID == spec.ImageID && !i.State.Final() }) {
 		return nil, false, tasks.ErrImageIDInUse
 	}
 	f.now = f.now.Add(time.Second)
@@ -90,6 +92,27 @@ func (f *fakeService) Register(_ context.Context, spec *tasks.Spec) (*tasks.Impo
 	imp := &tasks.Import{Spec: *spec, State: tasks.Queued, Stage: tasks.StageWaiting}
 	f.imports = append(f.imports, imp)
 	return clone(imp), true, nil
+}
+
+func (f *fakeService) ReadObject(_ context.Context, region string, o tasks.Object, limit int64) ([]byte, error) {
+	defer f.mu.Unlock()
+	if err := f.enter(); err != nil {
+		return nil, err
+	}
+	content, ok := f.objects[o.Container+"/"+o.Name]
+	switch {
+	case !ok || o.Project != alicesProject || region == "":
+		return nil, storage.ErrNoObject
+	case int64(len(content)) > limit:
+		return nil, tasks.ErrObjectTooLarge.Saw("%d bytes, at most %d are allowed", len(content), limit)
+	}
+	return []byte(content), nil
+}
+
+func (f *fakeService) put(name, content string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.objects[name] = content
 }
 
 func clone(imp *tasks.Import) *tasks.Import { c := *imp; return &c }

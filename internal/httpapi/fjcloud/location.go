@@ -72,33 +72,64 @@ func checkNames(container, object string) string {
 	return ""
 }
 
-// errExportedImage refuses images that this cloud exported itself: what they
-// are is told by a metadata object, which is not read yet.
-var errExportedImage = errExported.because("Images exported from this cloud are not supported yet.")
+// extension is the end of an object's name, and what it declares.
+type extension struct {
+	suffix   string
+	format   string // as tasks.Disk.Format
+	exported bool   // by this cloud, with metadata beside it
+}
 
 // exportedExtensions are those of images that this cloud exported.
-var exportedExtensions = []string{".img.gz", ".qcow2.gz"}
+var exportedExtensions = []extension{
+	{".img.gz", "raw.gz", true},
+	{".qcow2.gz", "qcow2.gz", true},
+}
 
-// declaredFormat returns what the extension of the object's name says about
-// it. Extensions are compared with regard to case, as object names are.
-func (d *Dialect) declaredFormat(o tasks.Object, kind string) (string, error) {
+// compressed is an extension behind another one, which says what is inside.
+const compressed = ".gz"
+
+// extensions lists what is accepted of a hypervisor's images: its own format,
+// exported images, and what the operator allows besides. None of them ends with
+// another.
+func (d *Dialect) extensions(hypervisor string) []extension {
 	own := ".vmdk"
-	if kind == fromKVM {
+	if hypervisor == fromKVM {
 		own = ".qcow2"
 	}
-	// An extension of two parts says more than its last part.
-	if slices.ContainsFunc(exportedExtensions, func(ext string) bool { return strings.HasSuffix(o.Name, ext) }) {
-		return "", errExportedImage
-	}
-	accepted := append([]string{own}, d.opts.Extensions...)
-	for _, ext := range accepted {
-		if strings.HasSuffix(o.Name, ext) {
-			return Formats[ext], nil
+	list := slices.Concat([]extension{{suffix: own, format: Formats[own]}}, exportedExtensions)
+	add := func(suffix, format string) {
+		if !slices.ContainsFunc(list, func(e extension) bool { return e.suffix == suffix }) {
+			list = append(list, extension{suffix: suffix, format: format})
 		}
+	}
+	inside := []string{own}
+	for _, suffix := range d.opts.Extensions {
+		if suffix != compressed {
+			add(suffix, Formats[suffix])
+			inside = append(inside, suffix)
+		}
+	}
+	if slices.Contains(d.opts.Extensions, compressed) {
+		for _, suffix := range append(inside, ".raw") { // .img.gz is an exported image's
+			add(suffix+compressed, Formats[suffix]+compressed)
+		}
+	}
+	return list
+}
+
+// extensionOf finds the accepted extension that an object's name has. They are
+// compared with regard to case, as object names are.
+func extensionOf(o tasks.Object, accepted []extension) (extension, error) {
+	var suffixes []string
+	for _, ext := range accepted {
+		if strings.HasSuffix(o.Name, ext.suffix) {
+			return ext, nil
+		}
+		suffixes = append(suffixes, ext.suffix)
 	}
 	err := errLocation
 	if o.API == apiS3 {
 		err = errS3Location
 	}
-	return "", err.because("The extension of the image file is not supported; expected is one of " + strings.Join(accepted, ", ") + ".")
+	return extension{}, err.because("The extension of the image file is not supported; expected is one of " + strings.Join(suffixes, ", ") + ".")
 }

@@ -2,14 +2,16 @@ package fjcloud
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
 
+	"vmimport/internal/diskimage"
 	"vmimport/internal/fault"
+	"vmimport/storage"
 	"vmimport/tasks"
 )
 
@@ -48,41 +50,72 @@ func TestOSTypes(t *testing.T) {
 	}
 }
 
-func TestDeclaredFormat(t *testing.T) {
+func TestExtensions(t *testing.T) {
 	t.Parallel()
 	standalone := newDialect(t, Options{Extensions: []string{".raw", ".img", ".vhd", ".vhdx", ".vdi", ".ova", ".gz"}})
-	documented := newDialect(t, Options{})
-	for _, tt := range []struct{ name, kind, documented, standalone string }{
-		{"a.vmdk", fromVMware, "vmdk", "vmdk"},
-		{"a.vmdk", fromKVM, "", ""},
-		{"a.qcow2", fromKVM, "qcow2", "qcow2"},
-		{"a.qcow2", fromVMware, "", ""},
-		{"a.raw", fromVMware, "", "raw"},
-		{"a.raw", fromKVM, "", "raw"},
-		{"a.img", fromVMware, "", "raw"},
-		{"a.vhd", fromVMware, "", "vhd"},
-		{"a.vhdx", fromVMware, "", "vhdx"},
-		{"a.vdi", fromVMware, "", "vdi"},
-		{"a.ova", fromVMware, "", "ova"},
-		{"a.raw.gz", fromVMware, "", "gzip"},
-		{"a.img.gz", fromVMware, "40017", "40017"},
-		{"a.qcow2.gz", fromKVM, "40017", "40017"},
-		{"a.Raw", fromVMware, "", ""},
-		{"raw", fromVMware, "", ""},
-		{"a.vmdk/b", fromVMware, "", ""},
+	classic := newDialect(t, Options{Profile: Classic})
+	onlyGzip := newDialect(t, Options{Extensions: []string{".gz"}})
+	for _, tt := range []struct{ name, hypervisor, documented, onlyGzip, standalone string }{
+		{"a.vmdk", fromVMware, "vmdk", "vmdk", "vmdk"},
+		{"a.vmdk", fromKVM, "", "", ""},
+		{"a.qcow2", fromKVM, "qcow2", "qcow2", "qcow2"},
+		{"a.qcow2", fromVMware, "", "", ""},
+		{"a.raw", fromVMware, "", "", "raw"},
+		{"a.raw", fromKVM, "", "", "raw"},
+		{"a.img", fromVMware, "", "", "raw"},
+		{"a.vhd", fromVMware, "", "", "vhd"},
+		{"a.vhdx", fromVMware, "", "", "vhdx"},
+		{"a.vdi", fromVMware, "", "", "vdi"},
+		{"a.ova", fromVMware, "", "", "ova"},
+		// Compressed: what is inside must be accepted, or raw.
+		{"a.raw.gz", fromVMware, "", "raw.gz", "raw.gz"},
+		{"a.raw.gz", fromKVM, "", "raw.gz", "raw.gz"},
+		{"a.vmdk.gz", fromVMware, "", "vmdk.gz", "vmdk.gz"},
+		{"a.vmdk.gz", fromKVM, "", "", ""},
+		{"a.vhd.gz", fromVMware, "", "", "vhd.gz"},
+		{"a.ova.gz", fromVMware, "", "", "ova.gz"},
+		{"a.gz", fromVMware, "", "", ""},
+		{"a.gz.gz", fromVMware, "", "", ""},
+		{"a.raw.gz.gz", fromVMware, "", "", ""},
+		{"a.tar.gz", fromVMware, "", "", ""},
+		{"a.raw.GZ", fromVMware, "", "", ""},
+		// Exported images, whoever asks.
+		{"a.img.gz", fromVMware, "raw.gz exported", "raw.gz exported", "raw.gz exported"},
+		{"a.img.gz", fromKVM, "raw.gz exported", "raw.gz exported", "raw.gz exported"},
+		{"a.qcow2.gz", fromVMware, "qcow2.gz exported", "qcow2.gz exported", "qcow2.gz exported"},
+		{"a.qcow2.gz", fromKVM, "qcow2.gz exported", "qcow2.gz exported", "qcow2.gz exported"},
+		{"a.img.gz.raw", fromVMware, "", "", "raw"},
+		{"a.Raw", fromVMware, "", "", ""},
+		{"raw", fromVMware, "", "", ""},
+		{"a.vmdk/b", fromVMware, "", "", ""},
 	} {
 		for _, on := range []struct {
 			d    *Dialect
 			want string
-		}{{documented, tt.documented}, {standalone, tt.standalone}} {
-			got, err := on.d.declaredFormat(tasks.Object{Name: tt.name}, tt.kind)
-			if errors.Is(err, errExportedImage) {
-				got = "40017"
-			} else if (err == nil) != (on.want != "") {
-				t.Errorf("%s from %s: %v", tt.name, tt.kind, err)
+		}{{newDialect(t, Options{}), tt.documented}, {classic, tt.documented}, {onlyGzip, tt.onlyGzip}, {standalone, tt.standalone}} {
+			ext, err := extensionOf(tasks.Object{Name: tt.name}, on.d.extensions(tt.hypervisor))
+			got := ext.format
+			if ext.exported {
+				got += " exported"
 			}
-			if got != on.want {
-				t.Errorf("%s from %s: got %q, want %q", tt.name, tt.kind, got, on.want)
+			if (err == nil) != (on.want != "") || got != on.want {
+				t.Errorf("%s from %s: got %q, want %q: %v", tt.name, tt.hypervisor, got, on.want, err)
+			}
+		}
+	}
+}
+
+// An extension that ends with another would be taken for it.
+func TestExtensionsAreApart(t *testing.T) {
+	t.Parallel()
+	all := append(slices.Sorted(maps.Keys(Formats)), ".gz")
+	for _, hypervisor := range []string{fromVMware, fromKVM} {
+		list := newDialect(t, Options{Extensions: all}).extensions(hypervisor)
+		for i, a := range list {
+			for j, b := range list {
+				if i != j && strings.HasSuffix(a.suffix, b.suffix) {
+					t.Errorf("%s ends with %s", a.suffix, b.suffix)
+				}
 			}
 		}
 	}
@@ -103,6 +136,32 @@ func TestProblemOf(t *testing.T) {
 		}
 		if shown := p.message == "Words for the customer."; shown != (want == 400 || want == 403) {
 			t.Errorf("%s: message %q", kind, p.message)
+		}
+	}
+}
+
+// What preflight may have against an image is the fault of the request, and is
+// told in the fault's own words.
+func TestImageFaultsAreTheRequests(t *testing.T) {
+	t.Parallel()
+	for _, f := range []*fault.Error{
+		diskimage.ErrBackingFile, diskimage.ErrExternalData, diskimage.ErrDifferencing, diskimage.ErrSplit, diskimage.ErrEncrypted,
+		diskimage.ErrDirtyLog, diskimage.ErrUnknownFeature, diskimage.ErrUnsupported, diskimage.ErrMarkedCorrupt, diskimage.ErrCorrupt,
+		diskimage.ErrTruncated, diskimage.ErrTrailing, diskimage.ErrShared, diskimage.ErrFragmented, diskimage.ErrEmptyDisk,
+		diskimage.ErrTooLarge, diskimage.ErrBomb, diskimage.ErrNested,
+		fault.New(fault.Invalid, "format_mismatch", "The object is not what its extension says."),
+		fault.New(fault.Invalid, "format_ambiguous", "The object is more than one image format at once."),
+		fault.New(fault.Invalid, "object_empty", "The object is empty."),
+		fault.New(fault.Invalid, "not_a_disk_image", "The object is a document."),
+	} {
+		f = f.Saw("%d bytes", 512)
+		if p := problemOf(fmt.Errorf("register import: %w", f)); p.status != 400 || p.code != "40004" || p.message != f.Sentences() {
+			t.Errorf("%s is answered with %+v", f.Code, p)
+		}
+	}
+	for f, code := range map[*fault.Error]string{storage.ErrNoObject: "40014", storage.ErrChanged: "40014", tasks.ErrImageIDInUse: "40015"} {
+		if p := problemOf(f); p.code != code || p.message != f.Sentences() {
+			t.Errorf("%s is answered with %+v", f.Code, p)
 		}
 	}
 }
@@ -144,36 +203,62 @@ func FuzzRegister(f *testing.F) {
 		`{"name": "n", ` + location + `, "os_type": "rocky"}`,
 		`{"name": "n", ` + location + `, "os_type": "rocky", "min_ram": "5", "min_disk": 7, "checksum": null, "details": {"image_from": "vmware"}, "conversion": "true", "id": "5b1c1c0e-53a7-4c2a-9a53-2d0f0c1b8a77"}`,
 		`{"name": "n", "s3_location": "/b/o.vmdk", "os_type": "rhel8", "checksum": "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12"}`,
+		`{"location": "/v2/AUTH_` + project + `/c/o.img.gz", "min_disk": 3}`, `{"s3_location": "/b/o.qcow2.gz", "details": {"image_from": "kvm"}}`,
 		`{"name": "\ud83d\ude00", "x": [[{"a": "\\ud800"}]]}`, `{"a":1,"a":2}`, `{`, `null`, "{\"name\":\"\xff\"}",
 	} {
 		f.Add([]byte(s))
 	}
 	d := newDialect(f, Options{})
 	f.Fuzz(func(t *testing.T, body []byte) {
-		spec, err := d.parse(body, project)
-		if err != nil {
-			if p := problemOf(err); p.status != 400 || p.message == "" {
-				t.Fatalf("%q: %+v", body, p)
+		for _, parse := range []func([]byte, string) (*request, error){d.parseImage, d.parseDataDisk} {
+			r, err := parse(body, project)
+			if err != nil {
+				if p := problemOf(err); p.status != 400 || p.message == "" {
+					t.Fatalf("%q: %+v", body, p)
+				}
+				continue
 			}
-			return
-		}
-		var sent struct{ Name string }
-		if err := json.Unmarshal(body, &sent); err != nil || !utf8.ValidString(spec.Name) {
-			t.Fatalf("%q was accepted: %v", body, err)
-		}
-		disk := spec.Disks[0]
-		switch {
-		case spec.Name == "" || spec.OSType == "" || disk.Format != "vmdk" && disk.Format != "qcow2",
-			disk.Object.Project != project,
-			spec.MinRAMMiB < 0 || spec.MinRAMMiB > 1<<31-1 || spec.MinDiskGiB < 0 || spec.MinDiskGiB > 1<<31-1,
-			disk.SHA1 != "" && (len(disk.SHA1) != 40 || disk.SHA1 != strings.ToLower(disk.SHA1)),
-			spec.ImageID != "" && len(spec.ImageID) != 36:
-			t.Fatalf("%q was accepted as %+v", body, spec)
-		}
-		if _, err := newStatusBody(&tasks.Import{Spec: *spec}); err != nil {
-			t.Fatalf("%q cannot be shown: %v", body, err)
+			checkRequest(t, body, r)
 		}
 	})
+}
+
+// checkRequest looks for anything in an accepted request that no later step
+// expects.
+func checkRequest(t *testing.T, body []byte, r *request) {
+	var sent struct{ Name string }
+	if err := json.Unmarshal(body, &sent); err != nil || !utf8.ValidString(r.spec.Name) {
+		t.Fatalf("%q was accepted: %v", body, err)
+	}
+	spec, disk := r.spec, r.spec.Disks[0]
+	formats := []string{"vmdk", "qcow2"}
+	if r.metadata != nil {
+		formats = []string{"raw.gz", "qcow2.gz"}
+		if o := *r.metadata; o.Project != project || o.Container != disk.Object.Container || !strings.HasSuffix(o.Name, ".json") || checkNames(o.Container, o.Name) != "" {
+			t.Fatalf("%q has its metadata at %+v", body, o)
+		}
+	}
+	switch {
+	case r.metadata == nil && (spec.Name == "" || spec.OSType == "" || r.dataDisk), r.dataDisk && (spec.Name == "" || spec.OSType != ""),
+		!slices.Contains(formats, disk.Format),
+		disk.Object.Project != project,
+		spec.MinRAMMiB < 0 || spec.MinRAMMiB > 1<<31-1 || spec.MinDiskGiB < 0 || spec.MinDiskGiB > 1<<31-1,
+		disk.SHA1 != "" && (len(disk.SHA1) != 40 || disk.SHA1 != strings.ToLower(disk.SHA1)),
+		spec.ImageID != "" && len(spec.ImageID) != 36:
+		t.Fatalf("%q was accepted as %+v", body, spec)
+	}
+	showable(t, r)
+}
+
+// showable fails the test unless a status can be made of what r has kept.
+func showable(t *testing.T, r *request) {
+	var err error
+	if r.spec.Details, err = json.Marshal(r.shown); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newStatusBody(&tasks.Import{Spec: *r.spec}); err != nil {
+		t.Fatalf("%+v cannot be shown: %v", r, err)
+	}
 }
 
 // The decoder puts U+FFFD where it finds half a pair, and nowhere else.

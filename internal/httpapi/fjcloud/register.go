@@ -1,17 +1,13 @@
 package fjcloud
 
 import (
-	"bytes"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io"
 	"maps"
-	"math"
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -78,49 +74,81 @@ func readBody(r io.Reader) ([]byte, error) {
 	return body, nil
 }
 
-// parse reads a request to register an import by a caller of project. It fills
-// in what the request decides, and the rest is the caller's to add.
-func (d *Dialect) parse(body []byte, project string) (*tasks.Spec, error) {
+// request is one to register an import: what is asked for, and what is shown of
+// it later. What the caller and the metadata decide comes in after parsing.
+type request struct {
+	members
+	spec  *tasks.Spec
+	shown registered
+	// metadata is the object that says what the request leaves open; nil unless
+	// the image is an exported one.
+	metadata *tasks.Object
+	// dataDisk is an image of expansion storage: no server starts from it.
+	dataDisk bool
+	// keepsID is set when the image id is that of the exported image. If that is
+	// taken, any other will do.
+	keepsID bool
+}
+
+// parseImage reads a request to register the image of a server, by a caller of
+// project.
+func (d *Dialect) parseImage(body []byte, project string) (*request, error) {
 	m, err := decodeObject(body)
 	if err != nil {
 		return nil, err
 	}
-	var keep registered
-	disk, locationErr := d.source(m, project, &keep)
-	if errors.Is(locationErr, errExportedImage) {
-		// Such a request has no name and no OS type, and must not be told so.
-		return nil, locationErr
-	}
-	name, err := parseName(m)
-	if err != nil {
-		return nil, err
-	}
-	if locationErr != nil {
-		return nil, locationErr
-	}
-	if keep.Checksum, err = parseChecksum(m); err != nil {
-		return nil, err
-	}
-	disk.SHA1 = strings.ToLower(keep.Checksum)
-	spec := &tasks.Spec{Name: name, Disks: []tasks.Disk{disk}}
-	if spec.ImageID, err = parseID(m); err != nil {
+	r := &request{members: m, spec: &tasks.Spec{}}
+	if err := d.parseCommon(r, project); err != nil {
 		return nil, err
 	}
 	var ok bool
-	if spec.MinRAMMiB, ok = m.number("min_ram"); !ok {
+	if r.spec.MinRAMMiB, ok = m.number("min_ram"); !ok {
 		return nil, errMinRAM
 	}
-	if spec.MinDiskGiB, ok = m.number("min_disk"); !ok {
+	if r.spec.MinDiskGiB, ok = m.number("min_disk"); !ok {
 		return nil, errMinDisk
 	}
-	if spec.OSType, err = d.parseOSType(m); err != nil {
+	r.spec.OSType, err = d.parseOSType(m)
+	if err != nil && !r.leavesOpen(err, errOSTypeMissing) {
 		return nil, err
 	}
-	if err := parseConversion(m); err != nil {
+	return r, parseConversion(m)
+}
+
+// parseDataDisk reads a request to register an image of expansion storage. What
+// is about servers is ignored in it.
+func (d *Dialect) parseDataDisk(body []byte, project string) (*request, error) {
+	m, err := decodeObject(body)
+	if err != nil {
 		return nil, err
 	}
-	spec.Details, err = json.Marshal(keep)
-	return spec, err
+	r := &request{members: m, spec: &tasks.Spec{}, dataDisk: true}
+	return r, d.parseCommon(r, project)
+}
+
+// parseCommon reads the members that both kinds of request have.
+func (d *Dialect) parseCommon(r *request, project string) (err error) {
+	disk, sourceErr := d.source(r, project)
+	r.spec.Name, err = parseName(r.members)
+	switch {
+	case err != nil && !r.leavesOpen(err, errNameMissing):
+		return err
+	case sourceErr != nil:
+		return sourceErr
+	}
+	if r.shown.Checksum, err = parseChecksum(r.members); err != nil {
+		return err
+	}
+	disk.SHA1 = strings.ToLower(r.shown.Checksum)
+	r.spec.Disks = []tasks.Disk{disk}
+	r.spec.ImageID, err = parseID(r.members)
+	return err
+}
+
+// leavesOpen reports whether err says that a member is missing which metadata
+// may have.
+func (r *request) leavesOpen(err error, missing *problem) bool {
+	return r.metadata != nil && !r.dataDisk && errors.Is(err, missing)
 }
 
 // maxNameLength is the limit of the image service, in characters.
@@ -141,15 +169,20 @@ func parseName(m members) (string, error) {
 	return name, nil
 }
 
-// source reads the members that say where the image is. It notes in keep what
-// is shown again later.
-func (d *Dialect) source(m members, project string, keep *registered) (disk tasks.Disk, err error) {
-	location, given, ok := m.text("location")
-	s3Location, s3Given, s3OK := m.text("s3_location")
-	kind, err := d.parseDetails(m, keep)
+// source reads the members that say where the image is and what it comes from,
+// and finds out whether metadata belongs to it.
+func (d *Dialect) source(r *request, project string) (disk tasks.Disk, err error) {
+	accepted := exportedExtensions
+	if !r.dataDisk {
+		hypervisor, err := d.parseDetails(r)
+		if err != nil {
+			return disk, err
+		}
+		accepted = d.extensions(hypervisor)
+	}
+	location, given, ok := r.text("location")
+	s3Location, s3Given, s3OK := r.text("s3_location")
 	switch {
-	case err != nil:
-		return disk, err
 	case given && s3Given:
 		return disk, errLocation.because("Only one of 'location' and 's3_location' can be given.")
 	case s3Given && d.opts.Profile == Classic:
@@ -168,13 +201,18 @@ func (d *Dialect) source(m members, project string, keep *registered) (disk task
 	if err != nil {
 		return disk, err
 	}
-	keep.Location, keep.S3Location = location, s3Location
-	disk.Format, err = d.declaredFormat(disk.Object, kind)
+	r.shown.Location, r.shown.S3Location = location, s3Location
+	ext, err := extensionOf(disk.Object, accepted)
+	disk.Format = ext.format
+	if ext.exported {
+		r.metadata = new(metadataOf(disk.Object, ext))
+	}
 	return disk, err
 }
 
-func (d *Dialect) parseDetails(m members, keep *registered) (kind string, err error) {
-	raw, given := m.get("details")
+// parseDetails returns the hypervisor that the image comes from.
+func (d *Dialect) parseDetails(r *request) (string, error) {
+	raw, given := r.get("details")
 	if !given {
 		return fromVMware, nil
 	}
@@ -185,16 +223,16 @@ func (d *Dialect) parseDetails(m members, keep *registered) (kind string, err er
 	if err != nil {
 		return "", errDetails.because("It must be an object.")
 	}
-	keep.Details = &details{}
-	kind, given, ok := inner.text("image_from")
+	r.shown.Details = &details{}
+	hypervisor, given, ok := inner.text("image_from")
 	switch {
 	case !given:
 		return fromVMware, nil
-	case !ok || kind != fromVMware && kind != fromKVM:
+	case !ok || hypervisor != fromVMware && hypervisor != fromKVM:
 		return "", errDetails.because("Its member 'image_from' must be 'vmware' or 'kvm'.")
 	}
-	keep.Details.ImageFrom = kind
-	return kind, nil
+	r.shown.Details.ImageFrom = hypervisor
+	return hypervisor, nil
 }
 
 func parseChecksum(m members) (string, error) {
@@ -239,126 +277,4 @@ func parseConversion(m members) error {
 		return nil
 	}
 	return errConversion.because("Images are always converted; leave it out or send true.")
-}
-
-// members are the members of a JSON object, undecoded.
-type members map[string]json.RawMessage
-
-// get returns a member. One that is null counts as absent.
-func (m members) get(name string) (raw json.RawMessage, given bool) {
-	raw, given = m[name]
-	return raw, given && string(raw) != "null"
-}
-
-// text returns a member that should be a string; ok tells whether it is one.
-func (m members) text(name string) (s string, given, ok bool) {
-	raw, given := m.get(name)
-	return s, given, given && json.Unmarshal(raw, &s) == nil
-}
-
-// number returns a member that should be a whole number from 0 to 2147483647,
-// written as a number or as a string of decimal digits. An absent one is 0.
-func (m members) number(name string) (n int64, ok bool) {
-	raw, given := m.get(name)
-	if !given {
-		return 0, true
-	}
-	digits := string(raw)
-	if s, _, isText := m.text(name); isText {
-		digits = s
-	}
-	n, err := strconv.ParseInt(digits, 10, 64)
-	return n, isDigits(digits) && err == nil && n <= math.MaxInt32
-}
-
-// maxDepth of a body. The documented one has a depth of 2.
-const maxDepth = 32
-
-// decodeObject splits a JSON object into its members. It refuses what readers
-// understand in different ways: names given twice, half surrogate pairs, text
-// that is not UTF-8, anything after the object. The names are compared exactly.
-func decodeObject(body []byte) (members, error) {
-	body = bytes.TrimSpace(body)
-	if !utf8.Valid(body) || !json.Valid(body) || body[0] != '{' {
-		return nil, errBody
-	}
-	if hasHalfSurrogate(body) {
-		return nil, errBody.because("It holds half of a surrogate pair.")
-	}
-	dec := json.NewDecoder(bytes.NewReader(body))
-	dec.UseNumber() // floats have limits that JSON has not
-	if err := checkMembers(dec); err != nil {
-		return nil, err
-	}
-	var m members
-	if err := json.Unmarshal(body, &m); err != nil {
-		return nil, errBody
-	}
-	return m, nil
-}
-
-// checkMembers walks through valid JSON and looks for depth and for names that
-// are given twice.
-func checkMembers(dec *json.Decoder) error {
-	type level struct {
-		names  map[string]bool // nil in an array
-		inside bool            // a name was read and its value follows
-	}
-	var stack []level
-	for {
-		token, err := dec.Token()
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return errBody
-		}
-		if token == json.Delim('}') || token == json.Delim(']') {
-			stack = stack[:len(stack)-1]
-			continue
-		}
-		if n := len(stack); n > 0 && stack[n-1].names != nil {
-			top := &stack[n-1]
-			if !top.inside {
-				name := token.(string)
-				if top.names[name] {
-					return errBody.because("A member is given twice.")
-				}
-				top.names[name], top.inside = true, true
-				continue
-			}
-			top.inside = false
-		}
-		switch token {
-		case json.Delim('{'):
-			stack = append(stack, level{names: map[string]bool{}})
-		case json.Delim('['):
-			stack = append(stack, level{})
-		}
-		if len(stack) > maxDepth {
-			return errBody.because("It is nested too deep.")
-		}
-	}
-}
-
-// hasHalfSurrogate looks for \u escapes, in valid JSON, that name half of a
-// character. The decoder would put another character in their place.
-func hasHalfSurrogate(body []byte) bool {
-	high := false
-	for i := 0; i < len(body); i++ {
-		var unit uint64
-		if body[i] == '\\' {
-			i++
-			if body[i] == 'u' {
-				unit, _ = strconv.ParseUint(string(body[i+1:i+5]), 16, 16)
-				i += 4
-			}
-		}
-		low := unit >= 0xdc00 && unit <= 0xdfff
-		if high != low {
-			return true
-		}
-		high = unit >= 0xd800 && unit <= 0xdbff
-	}
-	return high
 }

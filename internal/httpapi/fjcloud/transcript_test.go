@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
+	"vmimport/internal/diskimage"
 	"vmimport/internal/fault"
 	"vmimport/internal/httpapi/httpapitest"
 	"vmimport/storage"
@@ -17,18 +19,24 @@ import (
 
 // failures that a transcript can call for by name.
 var failures = map[string]error{
-	"object-missing":  storage.ErrNoObject,
-	"object-changed":  storage.ErrChanged,
-	"object-denied":   fault.New(fault.Denied, "access_denied", "The object store refuses access."),
-	"format-mismatch": fault.New(fault.Invalid, "format_mismatch", "The object was declared as a VMDK image, but is a raw disk image.").Saw("detected format: raw").Try("Rename it."),
-	"object-empty":    fault.New(fault.Invalid, "object_empty", "The object is empty."),
-	"id-in-use":       tasks.ErrImageIDInUse,
-	"quota":           tasks.ErrTooManyImports,
-	"disk-quota":      fault.New(fault.Exhausted, "disk_quota", "The disk quota is used up."),
-	"store-down":      fault.Wrap(errors.New("dial tcp 10.0.0.5:6379: refused"), fault.Unavailable, "store_unavailable", "The record store is not available."),
-	"timeout":         fmt.Errorf("read record: %w", context.DeadlineExceeded),
-	"bug":             errors.New("index out of range in /srv/vmimport/tasks"),
-	"fenced":          tasks.ErrFenced,
+	"object-missing":   storage.ErrNoObject,
+	"object-changed":   storage.ErrChanged,
+	"object-store":     storage.ErrUnavailable,
+	"object-too-large": tasks.ErrObjectTooLarge.Saw("%d bytes, at most %d are allowed", 70000, 65536),
+	"object-denied":    fault.New(fault.Denied, "access_denied", "The object store refuses access."),
+	"format-mismatch":  fault.New(fault.Invalid, "format_mismatch", "The object was declared as a VMDK image, but is a raw disk image.").Saw("detected format: raw").Try("Rename it."),
+	"object-empty":     fault.New(fault.Invalid, "object_empty", "The object is empty."),
+	"backing-file":     diskimage.ErrBackingFile,
+	"encrypted":        diskimage.ErrEncrypted,
+	"truncated":        diskimage.ErrTruncated.Saw("%d of %d bytes", 4096, 65536),
+	"disk-too-large":   diskimage.ErrTooLarge.Saw("%d bytes, at most %d are allowed", 1<<41, 1<<40),
+	"id-in-use":        tasks.ErrImageIDInUse,
+	"quota":            tasks.ErrTooManyImports,
+	"disk-quota":       fault.New(fault.Exhausted, "disk_quota", "The disk quota is used up."),
+	"store-down":       fault.Wrap(errors.New("dial tcp 10.0.0.5:6379: refused"), fault.Unavailable, "store_unavailable", "The record store is not available."),
+	"timeout":          fmt.Errorf("read record: %w", context.DeadlineExceeded),
+	"bug":              errors.New("index out of range in /srv/vmimport/tasks"),
+	"fenced":           tasks.ErrFenced,
 }
 
 func TestTranscripts(t *testing.T) {
@@ -47,6 +55,8 @@ func TestTranscripts(t *testing.T) {
 			"state": func(t *testing.T, args []string) {
 				w.service.change(func(imp *tasks.Import) { advance(t, imp, args) })
 			},
+			// object CONTAINER/NAME TEXT: there is an object that holds the text.
+			"object": func(_ *testing.T, args []string) { w.service.put(args[0], strings.Join(args[1:], " ")) },
 			// dialect NAME: the newest import came in through another dialect.
 			"dialect": func(_ *testing.T, args []string) {
 				w.service.change(func(imp *tasks.Import) { imp.Dialect = args[0] })

@@ -1,0 +1,28 @@
+package vmdk
+
+import (
+	"sync"
+
+	"vmimport/internal/diskimage"
+	"vmimport/internal/inflate"
+)
+
+var decoders = sync.Pool{New: func() any { return new(inflate.Decoder) }}
+
+// Unpack implements diskimage.Parser. A grain that the end of the disk cuts is whole
+// in the file (QEMU, VirtualBox) or as long as the disk goes (open-vmdk).
+func (s *stream) Unpack(dst, src []byte) error {
+	d := decoders.Get().(*inflate.Decoder)
+	defer decoders.Put(d)
+	if int64(len(dst)) < s.grain {
+		whole := make([]byte, s.grain)
+		if _, err := d.Zlib(whole, src); err == nil {
+			copy(dst, whole)
+			return nil
+		}
+	}
+	if _, err := d.Zlib(dst, src); err != nil {
+		return diskimage.ErrCorrupt.Saw("a compressed grain cannot be unpacked").Because(err)
+	}
+	return nil
+}

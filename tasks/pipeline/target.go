@@ -1,0 +1,159 @@
+package pipeline
+
+import (
+	"context"
+	"io"
+
+	"vmimport/imageapi"
+	"vmimport/internal/diskimage"
+	"vmimport/internal/diskimage/decode"
+	"vmimport/internal/diskimage/formats"
+	"vmimport/internal/diskimage/qcow2"
+)
+
+// Spool is a file for what has to wait. It costs nothing where it was not written.
+type Spool interface {
+	decode.Spool
+	// Data returns the first run of data at or behind off, and false if there is
+	// none.
+	Data(off int64) (from, to int64, ok bool, err error)
+}
+
+// Formats of the disks that are stored, as tasks.Spec.TargetFormat.
+const (
+	targetRaw   = "raw"
+	targetQCOW2 = "qcow2"
+)
+
+// target is where a disk goes, and how it gets there from the decoder.
+type target struct {
+	w     imageapi.DiskWriter
+	size  int64         // of the disk, or a bound of it
+	qcow2 *qcow2.Writer // packs what is written; nil for a raw target
+	spool Spool         // holds it until it can be written in order; nil if it is in order
+
+	kept bool // w still has what an earlier attempt wrote
+}
+
+// out is what the decoder writes to.
+func (t *target) out() io.WriterAt {
+	switch {
+	case t.qcow2 != nil:
+		return t.qcow2
+	case t.spool != nil:
+		return t.spool
+	}
+	return t.w
+}
+
+// fileBytes is how long the file gets for a disk of that size at most.
+func fileBytes(format string, size int64) int64 {
+	if format == targetQCOW2 {
+		return qcow2.MaxFileBytes(size)
+	}
+	return size
+}
+
+// bound is the size of disk i, or the largest that it may turn out to have.
+func bound(src *formats.Source, i int, limits formats.Limits) int64 {
+	if d := &src.Disks[i]; d.Size > 0 {
+		return d.Size
+	}
+	return diskimage.VirtualSize(src.Content(i, limits))
+}
+
+// openTargets opens all disks of an object in the image service. resume is as for
+// imageapi.Upload.
+func (c *objectCopy) openTargets(ctx context.Context, src *formats.Source, dec *decode.Decoder, resume int64) error {
+	for i := range src.Disks {
+		t := &target{size: bound(src, i, c.limits())}
+		c.targets = append(c.targets, t)
+		var err error
+		if t.w, t.kept, err = c.upload.Disk(ctx, c.first+i, fileBytes(c.imp.TargetFormat, t.size), resume); err != nil {
+			return err
+		}
+		if err := c.prepare(t, dec, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prepare puts between decoder and disk what has to be there.
+func (c *objectCopy) prepare(t *target, dec *decode.Decoder, i int) (err error) {
+	asQCOW2 := c.imp.TargetFormat == targetQCOW2
+	file := io.WriterAt(t.w)
+	// The header of a QCOW2 comes last and is at its front.
+	if c.upload.Ordered() && (asQCOW2 || !dec.InOrder(i)) {
+		if t.spool, err = c.r.opt.Spool(fileBytes(c.imp.TargetFormat, min(dec.DataBytes(i), t.size))); err != nil {
+			return err
+		}
+		file = t.spool
+	}
+	if asQCOW2 {
+		t.qcow2, err = qcow2.NewWriter(file, t.size)
+	}
+	return err
+}
+
+// resumable tells whether what t has of a disk is of use to a later attempt. What a
+// QCOW2 has where is known to its writer alone, and a spool ends with the attempt.
+func (t *target) resumable() bool { return t.qcow2 == nil && t.spool == nil }
+
+// finish brings a disk of that size to its end, but for making it durable.
+func (t *target) finish(ctx context.Context, size int64) error {
+	if size > t.size {
+		return diskimage.ErrCorrupt.Saw("a disk of %d bytes, which said that it has %d", size, t.size)
+	}
+	length, resize := size, size < t.size
+	if t.qcow2 != nil {
+		var err error
+		if length, err = t.qcow2.Finish(size); err != nil {
+			return err
+		}
+		resize = true
+	}
+	if t.spool != nil {
+		if err := t.unspool(ctx); err != nil {
+			return err
+		}
+	}
+	if resize {
+		return t.w.Resize(length)
+	}
+	return nil
+}
+
+// spoolBytes is how much is read of a spool at a time.
+const spoolBytes = 1 << 20
+
+// unspool writes what the spool has, from its front to its end.
+func (t *target) unspool(ctx context.Context) error {
+	buf := make([]byte, spoolBytes)
+	for off := int64(0); ; {
+		from, to, ok, err := t.spool.Data(off)
+		if err != nil || !ok {
+			return err
+		}
+		for off = from; off < to; {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			p := buf[:min(spoolBytes, to-off)]
+			if n, err := t.spool.ReadAt(p, off); n < len(p) {
+				return err
+			}
+			if _, err := t.w.WriteAt(p, off); err != nil {
+				return err
+			}
+			off += int64(len(p))
+		}
+	}
+}
+
+// close lets go of the spool. The disk is the upload's to close.
+func (t *target) close() {
+	if t.spool != nil {
+		t.spool.Close()
+	}
+}
