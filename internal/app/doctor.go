@@ -51,7 +51,7 @@ func Misconfigured(err error) []Finding {
 func Diagnose(ctx context.Context, cfg *config.Config) []Finding {
 	d := &diagnosis{ctx: ctx, findings: []Finding{{Check: "configuration", OK: true}}}
 	d.redis(cfg.Redis)
-	d.look("scratch", "Correct worker.scratch, or make room there.", func(context.Context) (string, error) { return checkScratch(cfg.Worker.Scratch) })
+	d.look("scratch", "Correct worker.scratch, or make room there.", func(context.Context) (string, error) { return scratch.Check(cfg.Worker.Scratch) })
 	for _, rc := range cfg.Regions {
 		d.region(rc)
 	}
@@ -132,21 +132,6 @@ func (d *diagnosis) region(rc config.Region) {
 	d.look(at+"images", "Correct the region's images.", func(ctx context.Context) (string, error) {
 		return "", dirimages.Check(ctx, rc.Images.Directory.Path)
 	})
-}
-
-// scratchEnough is what is needed for a small image inside gzip.
-const scratchEnough = 1 << 30
-
-func checkScratch(path string) (string, error) {
-	dir, err := scratch.Open(path)
-	if err != nil {
-		return "", err
-	}
-	f, err := dir.Reserve(scratchEnough)
-	if err != nil {
-		return "", err
-	}
-	return "", f.Close()
 }
 
 // durability looks whether Redis would keep what it accepts. Where that is not

@@ -74,7 +74,7 @@ func TestDiagnose(t *testing.T) {
 		}
 	}
 	want := []string{
-		"configuration", "redis", "redis durability", "clock",
+		"configuration", "redis", "redis durability", "clock", "scratch",
 		"region east: tokens", "region east: objects", "region east: images", "region west: objects", "region west: images",
 	}
 	if !slices.Equal(checks, want) {

@@ -227,6 +227,13 @@ func importTable(imp *client.Import) table {
 	if x.TotalBytes > 0 {
 		t = append(t, []string{"bytes", fmt.Sprintf("%d of %d", x.DoneBytes, x.TotalBytes)})
 	}
+	t = append(t, []string{"format", x.SourceFormat})
+	if x.VirtualSize > 0 {
+		t = append(t, []string{"disk size", fmt.Sprintf("%d bytes, %s", x.VirtualSize, formatBytes(x.VirtualSize))})
+	}
+	if x.Disks > 0 {
+		t = append(t, []string{"disks", fmt.Sprint(x.Disks)})
+	}
 	if x.Attempt > 1 {
 		t = append(t, []string{"attempt", fmt.Sprint(x.Attempt)})
 	}

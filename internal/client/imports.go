@@ -121,6 +121,10 @@ type Extra struct {
 	RequestedAt    time.Time         `json:"requested_at,omitzero"`
 	FinishedAt     time.Time         `json:"finished_at,omitzero"`
 	Digests        map[string]string `json:"digests,omitempty"` // of the object as stored, hex by algorithm
+	// What the object was found to be, when the import has succeeded.
+	SourceFormat string `json:"source_format,omitempty"` // such as "qcow2" or "raw.gz"
+	VirtualSize  int64  `json:"virtual_size,omitempty"`  // of the system disk, in bytes
+	Disks        int    `json:"disks,omitempty"`         // of the image, if more than one
 }
 
 // Status returns an import as it stands.

@@ -61,6 +61,7 @@ func TestEnvironmentOverridesFile(t *testing.T) {
 	env := map[string]string{
 		"VMIMPORT_REDIS_URL": "redis://:pw@elsewhere/1", "VMIMPORT_LISTEN": ":1", "VMIMPORT_OPERATOR_TOKEN": "op",
 		"VMIMPORT_LOG_LEVEL": "debug", "VMIMPORT_WORKER_LISTEN": ":2", "VMIMPORT_WORKER_CONCURRENCY": "9", "VMIMPORT_WORKER_MEMORY": "1GiB",
+		"VMIMPORT_WORKER_SCRATCH": "/scratch",
 	}
 	cfg, err := Load(write(t, "listen: :9\nworker: {concurrency: 2, drain_timeout: 5s}\n"), func(n string) string { return env[n] })
 	if err != nil {
@@ -70,7 +71,7 @@ func TestEnvironmentOverridesFile(t *testing.T) {
 		t.Errorf("%d variables, %d tested", len(Variables), len(env))
 	}
 	if cfg.Redis.URL.Reveal() != env["VMIMPORT_REDIS_URL"] || cfg.Listen != ":1" || cfg.Operator.Token.Reveal() != "op" || cfg.Log.Level != "debug" ||
-		cfg.Worker.Listen != ":2" || cfg.Worker.Concurrency != 9 || cfg.Worker.Memory != 1<<30 || cfg.Worker.DrainTimeout != 5*time.Second {
+		cfg.Worker.Listen != ":2" || cfg.Worker.Concurrency != 9 || cfg.Worker.Memory != 1<<30 || cfg.Worker.Scratch != "/scratch" || cfg.Worker.DrainTimeout != 5*time.Second {
 		t.Errorf("%+v", cfg)
 	}
 	if b, err := yaml.Marshal(cfg); err != nil || strings.Contains(string(b), "pw@") {

@@ -11,7 +11,9 @@ package scratch
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -27,7 +29,8 @@ var ErrFull = fault.New(fault.Unavailable, "scratch_full", "The service has no s
 // processes that share a file system may promise the same space, and then one of
 // them gets ErrFull later. It is safe for concurrent use.
 type Dir struct {
-	path string
+	path      string
+	available func(path string) (int64, error) // bytes
 
 	mu    sync.Mutex
 	files map[*File]struct{}
@@ -38,7 +41,40 @@ func Open(path string) (*Dir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("make scratch directory: %w", err)
 	}
-	return &Dir{path: path, files: map[*File]struct{}{}}, nil
+	return &Dir{path: path, available: available, files: map[*File]struct{}{}}, nil
+}
+
+// enough is what a small image inside gzip needs.
+const enough = 1 << 30
+
+// Check tells how much is free for a Dir at path, without making one. It fails if that
+// is hardly anything, or if nothing could be written there.
+func Check(path string) (free string, err error) {
+	dir, err := filepath.Abs(path)
+	if err != nil {
+		return "", err
+	}
+	for {
+		_, err := os.Stat(dir)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		dir = filepath.Dir(dir) // where it would be made
+	}
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		return "", fmt.Errorf("%s cannot be written to: %w", dir, err)
+	}
+	bytes, err := available(dir)
+	if err != nil {
+		return "", err
+	}
+	if bytes < enough {
+		return "", ErrFull.Saw("%d bytes are free", bytes)
+	}
+	return fmt.Sprintf("%d GiB free", bytes>>30), nil
 }
 
 // File is a file with reserved space. Methods of os.File may be used beside each
@@ -73,11 +109,10 @@ func (d *Dir) Reserve(bytes int64) (*File, error) {
 
 // free is what is free on disk, less what was promised and is not used yet.
 func (d *Dir) free() (int64, error) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(d.path, &fs); err != nil {
-		return 0, fmt.Errorf("look at scratch space: %w", err)
+	free, err := d.available(d.path)
+	if err != nil {
+		return 0, err
 	}
-	free := int64(fs.Bavail) * fs.Bsize
 	for f := range d.files {
 		var st unix.Stat_t
 		if err := unix.Fstat(int(f.file.Fd()), &st); err != nil {
@@ -86,6 +121,14 @@ func (d *Dir) free() (int64, error) {
 		free -= max(0, f.bytes-st.Blocks*512)
 	}
 	return free, nil
+}
+
+func available(path string) (int64, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path, &fs); err != nil {
+		return 0, fmt.Errorf("look at scratch space: %w", err)
+	}
+	return int64(fs.Bavail) * fs.Bsize, nil
 }
 
 // unnamed makes a file without a name. Where the file system cannot, it is made with

@@ -20,7 +20,7 @@ const (
 	frontBytes = 1 << 20
 	// enough bounds how much of a file is read to look at the few sectors of its
 	// disk. In an image that was made to be slow they lie behind all its tables.
-	enough = 64 << 20
+	enough = 32 << 20
 )
 
 // lookInside looks at how a disk is divided. f is its file, which is read through

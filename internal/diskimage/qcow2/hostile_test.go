@@ -399,6 +399,25 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// TestLongExtensions checks that no more than the first 64 KiB of a large first cluster
+// are looked through, and that nothing is taken for good that was not.
+func TestLongExtensions(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile(create(t, "cluster_size=2M", "1M"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for length, want := range map[uint64]error{
+		60 << 10:  nil,
+		100 << 10: diskimage.ErrUnsupported,
+		3 << 20:   diskimage.ErrUnsupported,
+	} {
+		if _, err := read(patched(b, put64(112, 99<<32|length), put64(120+60<<10, 0))); !errors.Is(err, want) {
+			t.Errorf("extension of %d bytes: %v, want %v", length, err, want)
+		}
+	}
+}
+
 // TestSharedClusters checks that clusters may share bytes of the file: whoever
 // reads them counts.
 func TestSharedClusters(t *testing.T) {

@@ -179,8 +179,8 @@ func TestImagesInUse(t *testing.T) {
 				imagetest.QemuImg(t, "resize", "--shrink", path, "3000320")
 			},
 		} {
-			if name == "bitmaps" && layout == "compat=0.10" || strings.Contains(name, "ed") && layout == "preallocation=metadata" && name != "grown" && name != "discarded" {
-				continue // qemu-img cannot
+			if name == "bitmaps" && layout == "compat=0.10" || name == "compressed in part" && layout == "preallocation=metadata" {
+				continue // version 2 has no bitmaps, and clusters that have a place are not compressed
 			}
 			t.Run(layout+" "+name, func(t *testing.T) {
 				t.Parallel()

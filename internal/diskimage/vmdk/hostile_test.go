@@ -279,7 +279,7 @@ func TestTruncated(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for n := len(image) - 1; n >= len(magic); n -= 1 + min(n, len(image)-n)/10 {
+			for n := len(image) - 1; n >= len(magic); n -= 1 + min(n, len(image)-n)/5 {
 				f := imagetest.Of(image[:n])
 				d, err := Open(f)
 				var got []byte

@@ -1,6 +1,7 @@
 package vmdk
 
 import (
+	"bytes"
 	"encoding/binary"
 	"iter"
 	"slices"
@@ -164,8 +165,14 @@ func (m *grains) read(batch []int, buf []byte) error {
 	return nil
 }
 
+// noGrains is what most tables of a large disk are, and quick to tell.
+var noGrains [tableBytes]byte
+
 // table yields the grains of one table, and reports whether to go on.
 func (m *grains) table(entry int, table []byte, from int64, yield func(diskimage.Extent, error) bool) bool {
+	if bytes.Equal(table, noGrains[:]) {
+		return true
+	}
 	guest := int64(entry) * tableEntries * m.grain
 	for ; len(table) > 0 && guest < m.size; table, guest = table[entryBytes:], guest+m.grain {
 		sector := binary.LittleEndian.Uint32(table)

@@ -85,6 +85,9 @@ type vmimportBody struct {
 	Evidence       string            `json:"evidence,omitempty"`
 	Remedy         string            `json:"remedy,omitempty"`
 	Digests        map[string]string `json:"digests,omitempty"`
+	SourceFormat   string            `json:"source_format,omitempty"`
+	VirtualSize    int64             `json:"virtual_size,omitempty"` // bytes, of the system disk
+	Disks          int               `json:"disks,omitempty"`        // if more than one
 }
 
 func newStatusBody(imp *tasks.Import) (*statusBody, error) {
@@ -122,9 +125,21 @@ func newStatusBody(imp *tasks.Import) (*statusBody, error) {
 		b.VMImport.FailureCode, b.VMImport.Evidence, b.VMImport.Remedy = f.Code, f.Evidence, f.Remedy
 	}
 	if r := imp.Result; r != nil && imp.State == tasks.Succeeded && len(r.Disks) > 0 {
-		b.VMImport.Digests = maps.Clone(r.Disks[0].Digests)
+		b.VMImport.show(&r.Disks[0])
 	}
 	return b, nil
+}
+
+// show shows what the object of an import turned out to be. This dialect's
+// imports have one.
+func (b *vmimportBody) show(r *tasks.DiskResult) {
+	b.Digests, b.SourceFormat = maps.Clone(r.Digests), r.Format
+	if len(r.VirtualSizes) > 0 {
+		b.VirtualSize = r.VirtualSizes[0]
+	}
+	if n := len(r.VirtualSizes); n > 1 {
+		b.Disks = n
+	}
 }
 
 // maxListed is the length of a list, whatever limit asks for.

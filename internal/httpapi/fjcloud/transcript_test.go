@@ -55,6 +55,13 @@ func TestTranscripts(t *testing.T) {
 			"state": func(t *testing.T, args []string) {
 				w.service.change(func(imp *tasks.Import) { advance(t, imp, args) })
 			},
+			// archive: the newest import, which succeeded, was one of two disks.
+			"archive": func(_ *testing.T, _ []string) {
+				w.service.change(func(imp *tasks.Import) {
+					disk := &imp.Result.Disks[0]
+					disk.Format, disk.VirtualSizes = "ova", []int64{40 << 30, 100 << 30}
+				})
+			},
 			// object CONTAINER/NAME TEXT: there is an object that holds the text.
 			"object": func(_ *testing.T, args []string) { w.service.put(args[0], strings.Join(args[1:], " ")) },
 			// dialect NAME: the newest import came in through another dialect.
@@ -95,6 +102,8 @@ func advance(t *testing.T, imp *tasks.Import, args []string) {
 		}
 	case tasks.Succeeded:
 		imp.Progress = 100
-		imp.Result = &tasks.Result{Disks: []tasks.DiskResult{{Digests: map[string]string{"sha1": "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12"}}}}
+		imp.Result = &tasks.Result{Disks: []tasks.DiskResult{{
+			Format: imp.Disks[0].Format, VirtualSizes: []int64{40 << 30}, Digests: map[string]string{"sha1": "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12"},
+		}}}
 	}
 }
