@@ -48,7 +48,7 @@ Exit codes:
   0    done
   1    error: refused, no answer, or a file that cannot be read
   2    wrong usage, or a setting is missing
-  3    the import failed
+  3    the import failed; inspect: an import would fail
   4    the import was canceled
   130  interrupted; an import that was registered goes on`
 
@@ -144,7 +144,7 @@ func New(env Env, extra ...*cobra.Command) *cobra.Command {
 	flags.StringVar(&a.objectsURL, "objects-url", env.Getenv("VMIMPORT_OBJECTS_URL"), "address that the project's containers lie under")
 
 	root.AddCommand(a.pushCommand(), a.uploadCommand(), a.importCommand(), a.listCommand(),
-		a.statusCommand(), a.watchCommand(), a.cancelCommand(), a.versionCommand())
+		a.statusCommand(), a.watchCommand(), a.cancelCommand(), a.inspectCommand(), a.versionCommand())
 	for _, cmd := range extra {
 		if check := cmd.Args; check != nil { // cobra's own checks know no usage error
 			cmd.Args = func(cmd *cobra.Command, args []string) error {

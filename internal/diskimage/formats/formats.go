@@ -4,6 +4,7 @@
 package formats
 
 import (
+	"errors"
 	"fmt"
 
 	"vmimport/internal/diskimage"
@@ -144,8 +145,9 @@ func OpenDisk(f *diskimage.File, format diskimage.Format) (*diskimage.Disk, erro
 	return d, diskimage.CheckSize(d.Size)
 }
 
-// headBytes is how much of what is in gzip is looked at.
-const headBytes = 64 << 10
+// headBytes is how much of what is in gzip is looked at: what a VMDK needs, which is
+// the most.
+const headBytes = vmdk.FrontBytes
 
 // openGzip looks at the front of what is in the object. Only there is no telling a
 // fixed VHD from a raw disk, since the one thing that it has is a footer.
@@ -174,8 +176,11 @@ func (s *Source) openGzip(declared diskimage.Format, limits Limits) error {
 		disk.Size, _ = peek(head)
 	}
 	if format == diskimage.VMDK {
-		if stream, err := vmdk.OpenStream(head); err == nil {
+		switch stream, err := vmdk.OpenStream(head); {
+		case err == nil:
 			disk = stream
+		case !errors.Is(err, diskimage.ErrUnsupported): // a sparse one, perhaps
+			return err
 		}
 	}
 	s.Disks = []Disk{{Disk: disk, Gzip: true, length: s.file.Size(), declared: declared}}

@@ -33,7 +33,7 @@ type Report struct {
 	// is nothing that is known.
 	Format   string `json:"format,omitempty"`
 	FileSize int64  `json:"file_size"`         // in bytes
-	Wrapper  string `json:"wrapper,omitempty"` // "gzip" or "ova"
+	Wrapper  string `json:"wrapper,omitempty"` // around the disks, such as "gzip" and "ova"
 	// Disks are in the order of an import, the system disk first.
 	Disks    []Disk   `json:"disks"`
 	Warnings []string `json:"warnings"` // of the whole
