@@ -20,9 +20,11 @@ func demoCommand(env cli.Env) *cobra.Command {
 		Use:   "demo",
 		Short: "Import a disk from end to end, with nothing but this program",
 		Long: `Starts the standalone service on a free port, uploads a disk image (a sample one,
-unless --image names a raw disk), imports it through the HTTP API with its
-SHA-1, compares the registered image with the source, and stops the service.
-It needs space for two copies of the disk.
+unless --image names another, of any format), imports it through the HTTP API
+with its SHA-1, compares the registered disks with those in the image, and stops
+the service. The object is given the extension that its contents need. It takes
+space for a copy of the image and the disk, and for the latter twice if the image
+is in gzip.
 
 The path of the registered image goes to stdout. With --json the events of push
 do, and at the end one more: "compared", with source, image and data directory.`,
@@ -33,7 +35,7 @@ do, and at the end one more: "compared", with source, image and data directory.`
 			return interrupted(cmd.Context(), d.run(cmd.Context()))
 		},
 	}
-	cmd.Flags().StringVar(&d.image, "image", "", "raw disk image `file`")
+	cmd.Flags().StringVar(&d.image, "image", "", "disk image `file`, of any format")
 	cmd.Flags().StringVar(&d.data, "data", "", "`directory` for everything; a new temporary one by default,\nwhich is kept if the demo succeeds")
 	return cmd
 }

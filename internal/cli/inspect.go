@@ -103,7 +103,7 @@ func (a *app) inspect(ctx context.Context, name string, declared diskimage.Decla
 		f = diskimage.NewFile(interruptible{ctx, r}, size)
 	}
 	var err error
-	if out.Report, err = inspect.Inspect(f, inspect.Options{Declared: declared}); err != nil {
+	if out.Report, err = inspect.Inspect(ctx, f, inspect.Options{Declared: declared}); err != nil {
 		return fmt.Errorf("inspect %s: %w", name, err)
 	}
 	if note := misnamed(name, out.Report); note != "" {

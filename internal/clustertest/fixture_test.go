@@ -159,7 +159,7 @@ func (c *cluster) configure(s settings) {
 			"worker": worker,
 			"regions": []m{{
 				"id":      region,
-				"fjcloud": m{"profile": "gen3", "extensions": []string{".raw"}, "tokens_file": tokens},
+				"fjcloud": m{"profile": "gen3", "extensions": []string{".raw", ".vhd"}, "tokens_file": tokens},
 				"objects": m{"s3": m{
 					"endpoint": c.link.URL, "region": c.store.Region, "path_style": true,
 					"access_key": c.store.AccessKey, "secret_key_file": secretKey, "bucket_prefix": "{project}-",

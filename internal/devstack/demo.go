@@ -1,25 +1,25 @@
 package devstack
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"vmimport/internal/client"
+	"vmimport/internal/diskimage"
 	"vmimport/internal/secret"
 	"vmimport/tasks"
 )
 
-// Demo is the service's main job once: a disk file is uploaded, imported with
-// its SHA-1, and compared with the image that came of it.
+// Demo is the service's main job once: a disk image is uploaded, imported with
+// its SHA-1, and compared with the disks that came of it.
 type Demo struct {
-	Image string // path of a raw disk image; empty makes one in the data directory
+	Image string // path of a disk image of any format; empty makes one in the data directory
 	// Observer is told how the import goes on.
 	Observer client.Observer
 	// Say prints a line for people.
@@ -29,8 +29,8 @@ type Demo struct {
 // Shown is what a Demo has shown.
 type Shown struct {
 	Import *client.Import // as it ended
-	Source string         // path of the disk that was uploaded
-	Image  string         // path of the registered disk, equal to Source; empty if Import did not succeed
+	Source string         // path of the image that was uploaded
+	Image  string         // path of the registered system disk, equal to that in Source; empty if Import did not succeed
 }
 
 // Run runs the demo against a Stack that is being served. Whether the import
@@ -44,19 +44,15 @@ func (d *Demo) Run(ctx context.Context, s *Stack) (*Shown, error) {
 		}
 		d.Say("made a sample disk of %d MiB: %s", sampleBytes>>20, path)
 	}
-	f, err := os.Open(path)
+	src, err := openSource(path)
 	if err != nil {
-		return nil, fmt.Errorf("open image: %w", err)
+		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("open image: %w", err)
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("open image: %s is no regular file", path)
+	defer src.close()
+	for _, line := range src.lines() {
+		d.Say("%s", line)
 	}
-	imp, err := d.push(ctx, s, f, info)
+	imp, err := d.push(ctx, s, src)
 	if err != nil {
 		return nil, err
 	}
@@ -64,31 +60,35 @@ func (d *Demo) Run(ctx context.Context, s *Stack) (*Shown, error) {
 	if imp.State != tasks.Succeeded {
 		return shown, nil
 	}
-	image := filepath.Join(s.Images, imp.ID, "disk-1.raw")
-	if err := equalDisks(ctx, path, image); err != nil {
+	dir := filepath.Join(s.Images, imp.ID)
+	if err := src.equal(ctx, dir, s.Data); err != nil {
 		return nil, err
 	}
-	d.Say("the registered image equals the source, byte for byte")
-	shown.Image = image
+	d.Say("the registered image, of %d bytes, equals the source, byte for byte", imp.Extra.VirtualSize)
+	shown.Image = diskPath(dir, 0)
 	return shown, nil
 }
 
-func (d *Demo) push(ctx context.Context, s *Stack, f *os.File, info os.FileInfo) (*client.Import, error) {
+func (d *Demo) push(ctx context.Context, s *Stack, src *source) (*client.Import, error) {
 	c := s.Credentials
 	api, err := client.New(client.Options{Endpoint: c.Endpoint, ObjectsURL: c.ObjectsURL, Token: secret.New(c.Token)})
 	if err != nil {
 		return nil, err
 	}
-	// Whatever the file is called, the object's name declares a raw disk.
-	object := client.Object{Container: c.Container, Name: "demo.raw"}
-	return api.Push(ctx, client.Job{
-		File: f, Size: info.Size(), To: object,
-		Request: client.Registration{
-			Name:     "demo",
-			Location: client.Gen3.Location(c.ProjectID, object),
-			OSType:   "ubuntu",
-		},
-	}, d.Observer)
+	// Whatever the file is called, the object's name declares what is in it.
+	object := client.Object{Container: c.Container, Name: "demo." + src.declared.String()}
+	request := client.Registration{Name: "demo", Location: client.Gen3.Location(c.ProjectID, object), OSType: "ubuntu"}
+	switch src.declared {
+	case diskimage.Declared{Format: diskimage.QCOW2}:
+		request.Details = &client.Details{ImageFrom: "kvm"}
+	case diskimage.Declared{Format: diskimage.QCOW2, Gzip: true}:
+		// That is what the cloud exports, with metadata beside it.
+		const empty = "{}"
+		if _, err := api.Upload(ctx, client.Object{Container: c.Container, Name: "demo.json"}, strings.NewReader(empty), int64(len(empty)), nil); err != nil {
+			return nil, err
+		}
+	}
+	return api.Push(ctx, client.Job{File: src.file, Size: src.size, To: object, Request: request}, d.Observer)
 }
 
 // The sample disk: an MBR with one partition, some data, holes, and something
@@ -128,44 +128,4 @@ func makeSampleDisk(path string) (err error) {
 		}
 	}
 	return nil
-}
-
-// equalDisks compares a source file with a registered image, which may be longer
-// by the zeros that fill its last sector.
-func equalDisks(ctx context.Context, source, image string) error {
-	a, err := os.Open(source)
-	if err != nil {
-		return fmt.Errorf("compare: %w", err)
-	}
-	defer a.Close()
-	b, err := os.Open(image)
-	if err != nil {
-		return fmt.Errorf("compare: %w", err)
-	}
-	defer b.Close()
-	bufA, bufB := make([]byte, 1<<20), make([]byte, 1<<20)
-	for off := int64(0); ; off += int64(len(bufA)) {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		n, errA := a.ReadAt(bufA, off)
-		m, errB := b.ReadAt(bufB, off)
-		if err := errors.Join(notEOF(errA), notEOF(errB)); err != nil {
-			return fmt.Errorf("compare: %w", err)
-		}
-		padding := bufB[min(n, m):m]
-		if m < n || !bytes.Equal(bufA[:n], bufB[:n]) || len(padding) >= sector || len(bytes.Trim(padding, "\x00")) > 0 {
-			return fmt.Errorf("the registered image differs from the source near byte %d", off)
-		}
-		if errA != nil && errB != nil {
-			return nil
-		}
-	}
-}
-
-func notEOF(err error) error {
-	if errors.Is(err, io.EOF) {
-		return nil
-	}
-	return err
 }

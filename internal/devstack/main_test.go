@@ -255,6 +255,19 @@ func (w *world) image(imageID string) string {
 	return filepath.Join(w.stack.Images, imageID, "disk-1.raw")
 }
 
+// equal fails unless the disks of an image are those of an object.
+func (w *world) equal(name, imageID string) {
+	w.t.Helper()
+	src, err := openSource(w.file(name))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer src.close()
+	if err := src.equal(w.t.Context(), filepath.Join(w.stack.Images, imageID), w.t.TempDir()); err != nil {
+		w.t.Error(err)
+	}
+}
+
 // nothingStaged fails if there is more in the image directory than published images.
 func (w *world) nothingStaged() {
 	w.t.Helper()

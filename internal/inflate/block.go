@@ -173,7 +173,7 @@ func (d *Decoder) fast(s *stream) (end bool, err error) {
 	return end, err
 }
 
-// copyNear fills dst[to:end], and up to 8 bytes behind, from a distance below 16.
+// copyNear fills dst[to:end], and up to 7 bytes behind, from a distance below 16.
 func copyNear(dst []byte, to, end, distance int) {
 	from := to - distance
 	v := binary.LittleEndian.Uint64(dst[from : from+8])
@@ -189,6 +189,10 @@ func copyNear(dst []byte, to, end, distance int) {
 	// Repeat the pattern all over v, and write as many whole ones as it holds.
 	size := 8 * uint(distance)
 	v &= 1<<size - 1
+	if v == 0 {
+		clear(dst[to:end]) // what disks hold most of
+		return
+	}
 	v |= v << size
 	v |= v << (2 * size)
 	v |= v << (4 * size)

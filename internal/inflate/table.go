@@ -42,7 +42,7 @@ const (
 	sizeMask entry = 63
 
 	literalFlag entry = 1 << 31
-	special     entry = 1 << 15 // one of these two, or without them, not allowed
+	special     entry = 1 << 15 // one of the two below; without them, what may not occur
 	subtable    entry = 1 << 14
 	endOfBlock  entry = 1 << 13
 

@@ -81,7 +81,7 @@ func (c *objectCopy) run(ctx context.Context) (res *tasks.DiskResult, resumed bo
 	if err != nil {
 		return nil, false, err
 	}
-	dec, err := decode.New(src, decode.Options{
+	dec, err := decode.New(ctx, src, decode.Options{
 		Limits:     c.limits(),
 		Spool:      func(n int64) (decode.Spool, error) { return c.r.opt.Spool(n) },
 		Converting: func() { c.heart.enter(tasks.StageConverting) },

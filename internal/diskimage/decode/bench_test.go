@@ -1,6 +1,7 @@
 package decode_test
 
 import (
+	"context"
 	"flag"
 	"io"
 	"os"
@@ -132,7 +133,7 @@ func (c conversion) own(b *testing.B, check bool) cost {
 	must(err)
 	syscall.Sync()
 	began, used := time.Now(), cpuTime()
-	must(convert(c.image, disk))
+	must(convert(b.Context(), c.image, disk))
 	took := cost{time.Since(began), cpuTime() - used}
 	if check {
 		must(disk.Close())
@@ -156,7 +157,7 @@ const chunkBytes = 4 << 20
 
 // convert writes the disk in the image at path to out. As in a worker the next chunk
 // of the image comes while one is decoded.
-func convert(path string, out io.WriterAt) error {
+func convert(ctx context.Context, path string, out io.WriterAt) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
@@ -170,7 +171,7 @@ func convert(path string, out io.WriterAt) error {
 	if err != nil {
 		return err
 	}
-	dec, err := decode.New(src, decode.Options{})
+	dec, err := decode.New(ctx, src, decode.Options{})
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@
 package decode
 
 import (
+	"context"
 	"io"
 
 	"vmimport/internal/diskimage"
@@ -60,15 +61,16 @@ type Decoder struct {
 	disks []disk
 }
 
-// New returns a decoder of src. It reads the tables of all disks.
-func New(src *formats.Source, opt Options) (*Decoder, error) {
+// New returns a decoder of src. It reads the tables of all disks. When ctx ends, what
+// is under way in any method fails soon with its cause.
+func New(ctx context.Context, src *formats.Source, opt Options) (*Decoder, error) {
 	d := &Decoder{src: src}
 	for i := range src.Disks {
 		part := &src.Disks[i]
 		file := src.File(i)
 		switch {
 		case part.Gzip:
-			g, err := newGunzip(part, src.Content(i, opt.Limits), opt)
+			g, err := newGunzip(ctx, part, src.Content(i, opt.Limits), opt)
 			if err != nil {
 				return nil, err
 			}
@@ -76,7 +78,7 @@ func New(src *formats.Source, opt Options) (*Decoder, error) {
 		case part.Parser != nil:
 			d.disks = append(d.disks, newForward(part.Disk, file))
 		default:
-			m, err := newMapped(part.Disk, file)
+			m, err := newMapped(ctx, part.Disk, file)
 			if err != nil {
 				return nil, err
 			}

@@ -1,6 +1,7 @@
 package decode
 
 import (
+	"context"
 	"errors"
 	"io"
 
@@ -36,7 +37,7 @@ type content interface {
 	close()
 }
 
-func newGunzip(part *formats.Disk, limit int64, opt Options) (*gunzip, error) {
+func newGunzip(ctx context.Context, part *formats.Disk, limit int64, opt Options) (*gunzip, error) {
 	g := &gunzip{part: part, limit: limit}
 	switch {
 	case part.Format == diskimage.Raw:
@@ -44,7 +45,7 @@ func newGunzip(part *formats.Disk, limit int64, opt Options) (*gunzip, error) {
 	case part.Parser != nil:
 		g.inner = &forwardContent{newForward(part.Disk, nil)}
 	default:
-		g.inner = &spooled{part: part, limit: limit, opt: opt}
+		g.inner = &spooled{ctx: ctx, part: part, limit: limit, opt: opt}
 	}
 	return g, nil
 }
@@ -230,6 +231,7 @@ func (r *rawContent) finish() (int64, error) {
 // spooled is an image whose tables have to be known before anything can be written.
 // It is unpacked into a file, and decoded from there.
 type spooled struct {
+	ctx   context.Context
 	part  *formats.Disk
 	limit int64
 	opt   Options
@@ -264,7 +266,7 @@ func (s *spooled) finish() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	d, err := New(src, Options{Limits: s.opt.Limits})
+	d, err := New(s.ctx, src, Options{Limits: s.opt.Limits})
 	if err != nil {
 		return 0, err
 	}
@@ -274,6 +276,9 @@ func (s *spooled) finish() (int64, error) {
 	}
 	buf := make([]byte, contentBytes)
 	for off := int64(0); off < s.size; off += contentBytes {
+		if err := context.Cause(s.ctx); err != nil {
+			return 0, err
+		}
 		p := buf[:min(contentBytes, s.size-off)]
 		if err := f.ReadInto("the unpacked image", off, p); err != nil {
 			return 0, err

@@ -55,7 +55,7 @@ func decodeAll(t *testing.T, object []byte, declared string, limits formats.Limi
 		return nil, nil, err
 	}
 	spools := 0
-	d, err := New(src, Options{Limits: limits, Spool: func(n int64) (Spool, error) {
+	d, err := New(t.Context(), src, Options{Limits: limits, Spool: func(n int64) (Spool, error) {
 		f, err := os.Create(filepath.Join(t.TempDir(), "spool"))
 		spools++
 		return spool{f, n, &spools}, err
@@ -230,7 +230,7 @@ func TestCloseInTheMiddle(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := New(src, Options{})
+		d, err := New(t.Context(), src, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}

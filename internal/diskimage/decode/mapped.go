@@ -1,6 +1,7 @@
 package decode
 
 import (
+	"context"
 	"io"
 	"slices"
 
@@ -25,8 +26,8 @@ type mapped struct {
 	parts  []part
 }
 
-func newMapped(d *diskimage.Disk, f *diskimage.File) (*mapped, error) {
-	p, err := newPlan(d, f.Size(), usual)
+func newMapped(ctx context.Context, d *diskimage.Disk, f *diskimage.File) (*mapped, error) {
+	p, err := newPlan(ctx, d, f.Size(), usual)
 	if err != nil {
 		return nil, err
 	}

@@ -30,7 +30,7 @@ func TestMappedInAnyChunks(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		file, d, want := layout(rng, 512*(2+rng.IntN(5)), 60)
 		for _, n := range []int{1 + rng.IntN(40), 512, 4096, len(file)} {
-			m, err := newMapped(d, imagetest.Of(file))
+			m, err := newMapped(t.Context(), d, imagetest.Of(file))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -59,11 +59,11 @@ func TestMappedGoesOn(t *testing.T) {
 	file, d, want := layout(rng, 1024, 40)
 	for stop := 0; stop <= len(file); stop += 1 + rng.IntN(97) {
 		out := newCanvas(d.Size)
-		first, err := newMapped(d, imagetest.Of(file))
+		first, err := newMapped(t.Context(), d, imagetest.Of(file))
 		if err != nil {
 			t.Fatal(err)
 		}
-		second, err := newMapped(d, imagetest.Of(file))
+		second, err := newMapped(t.Context(), d, imagetest.Of(file))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +85,7 @@ func TestMappedGoesOn(t *testing.T) {
 func TestMappedEndsEarly(t *testing.T) {
 	t.Parallel()
 	file, d, _ := layout(rand.New(rand.NewPCG(3, 3)), 1024, 10)
-	m, err := newMapped(d, imagetest.Of(file))
+	m, err := newMapped(t.Context(), d, imagetest.Of(file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestOrder(t *testing.T) {
 		{"packed with slack", []diskimage.Extent{packed(0, 0, 512), packed(512, 300, 512)}, true},
 		{"packed at one place", []diskimage.Extent{packed(0, 300, 512), packed(512, 300, 512)}, false},
 	} {
-		p, err := newPlan(&diskimage.Disk{Size: 4096, Map: table{extents: tt.extents}}, 1<<20, usual)
+		p, err := newPlan(t.Context(), &diskimage.Disk{Size: 4096, Map: table{extents: tt.extents}}, 1<<20, usual)
 		if err != nil {
 			t.Fatalf("%s: %v", tt.name, err)
 		}
@@ -159,7 +159,7 @@ func TestWindows(t *testing.T) {
 	const units = 3<<14 + 5
 	s := &scattered{unit: 512, units: units, place: func(i int64) int64 { return units - 1 - i }}
 	d := &diskimage.Disk{Size: units * 512, Map: s}
-	p, err := newPlan(d, units*512, most)
+	p, err := newPlan(t.Context(), d, units*512, most)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,7 +206,7 @@ func TestPlanRefuses(t *testing.T) {
 		{"long packed part", table{extents: []diskimage.Extent{{Length: 4 << 20, Stored: 5, Packed: true}}}, 8 << 20, 1024, diskimage.ErrCorrupt},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := newPlan(&diskimage.Disk{Size: tt.size, Map: tt.m}, tt.bytes, most); !errors.Is(err, tt.want) {
+			if _, err := newPlan(t.Context(), &diskimage.Disk{Size: tt.size, Map: tt.m}, tt.bytes, most); !errors.Is(err, tt.want) {
 				t.Errorf("newPlan: %v, want %v", err, tt.want)
 			}
 		})
@@ -239,7 +239,7 @@ func TestShared(t *testing.T) {
 			extents[i] = diskimage.Extent{Guest: int64(i) * 64, Length: 64, File: int64(i % 8), Stored: 64}
 		}
 		d := &diskimage.Disk{Size: 64 * int64(n), Map: table{extents: extents}}
-		m, err := newMapped(d, imagetest.Of(file))
+		m, err := newMapped(t.Context(), d, imagetest.Of(file))
 		if err != nil {
 			return err
 		}
@@ -275,7 +275,7 @@ func TestWriteFails(t *testing.T) {
 	full := errors.New("full")
 	for seed := range uint64(10) {
 		file, d, _ := layout(rand.New(rand.NewPCG(seed, 9)), 4096, 200)
-		m, err := newMapped(d, imagetest.Of(file))
+		m, err := newMapped(t.Context(), d, imagetest.Of(file))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -296,7 +296,7 @@ func TestUnpackFails(t *testing.T) {
 			file[e.File] = 'x'
 		}
 	}
-	m, err := newMapped(d, imagetest.Of(file))
+	m, err := newMapped(t.Context(), d, imagetest.Of(file))
 	if err != nil {
 		t.Fatal(err)
 	}

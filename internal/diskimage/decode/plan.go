@@ -2,6 +2,7 @@ package decode
 
 import (
 	"cmp"
+	"context"
 	"slices"
 
 	"vmimport/internal/diskimage"
@@ -28,6 +29,9 @@ type bounds struct{ runs, windows int }
 // usual bounds hold 24 MiB of runs, and let every cluster of 64 KiB in an image of 4
 // TiB be somewhere else.
 var usual = bounds{runs: 1 << 20, windows: 64}
+
+// askEvery is after how many extents a scan asks whether it is still wanted.
+const askEvery = 1 << 12
 
 // firstRuns is what a plan begins with: most images have fewer.
 const firstRuns = 1 << 12
@@ -59,6 +63,7 @@ func byFile(a, b run) int {
 // runs each, and the tables are read once for each window. Nearly every image has
 // one window: a run is not a cluster, but as many as are neighbours on both sides.
 type plan struct {
+	ctx  context.Context // of the decoder, which lives as long as one call
 	disk *diskimage.Disk
 	size int64 // of the file
 	most bounds
@@ -73,8 +78,8 @@ type plan struct {
 }
 
 // newPlan reads the tables once.
-func newPlan(d *diskimage.Disk, fileSize int64, most bounds) (*plan, error) {
-	p := &plan{disk: d, size: fileSize, most: most, inOrder: true, buffer: make([]run, 0, min(most.runs, firstRuns))}
+func newPlan(ctx context.Context, d *diskimage.Disk, fileSize int64, most bounds) (*plan, error) {
+	p := &plan{ctx: ctx, disk: d, size: fileSize, most: most, inOrder: true, buffer: make([]run, 0, min(most.runs, firstRuns))}
 	shift := 0
 	for fileSize>>shift >= buckets {
 		shift++
@@ -148,9 +153,13 @@ func (p *plan) cut(counts *[buckets]int, shift int) error {
 // scan yields all runs in the disk's order.
 func (p *plan) scan() func(func(run, error) bool) {
 	return func(yield func(run, error) bool) {
+		n := 0
 		for e, err := range p.disk.Map.Extents(0) {
 			if err == nil {
 				err = p.check(e)
+			}
+			if n++; err == nil && n%askEvery == 0 {
+				err = context.Cause(p.ctx)
 			}
 			if err != nil {
 				yield(run{}, err)

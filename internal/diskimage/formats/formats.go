@@ -6,6 +6,7 @@ package formats
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"vmimport/internal/diskimage"
 	"vmimport/internal/diskimage/gz"
@@ -15,6 +16,7 @@ import (
 	"vmimport/internal/diskimage/vhd"
 	"vmimport/internal/diskimage/vhdx"
 	"vmimport/internal/diskimage/vmdk"
+	"vmimport/internal/fault"
 )
 
 // readers open an image of each format that can be imported and is a disk.
@@ -194,22 +196,37 @@ func (s *Source) openArchive() error {
 		return err
 	}
 	s.Warnings = archive.Warnings
+	if archive.Firmware == "efi" {
+		s.Warnings = append(s.Warnings, "The archive's virtual machine boots by UEFI.")
+	}
 	for i, m := range archive.Disks {
-		f := s.file.Section(m.Offset, m.Size)
-		format, err := diskimage.Detect(f, f.Size())
+		disk, err := openMember(s.file.Section(m.Offset, m.Size))
 		if err != nil {
-			return fmt.Errorf("disk %d of the archive: %w", i+1, err)
-		}
-		if format.Wraps() {
-			return diskimage.ErrNested.Saw("%s in an archive", format)
-		}
-		disk, err := OpenDisk(f, format)
-		if err != nil {
-			return fmt.Errorf("disk %d of the archive: %w", i+1, err)
+			return inArchive(i+1, err)
 		}
 		s.Disks = append(s.Disks, Disk{Disk: disk, Member: m.Name, offset: m.Offset, length: m.Size})
 	}
 	return nil
+}
+
+func openMember(f *diskimage.File) (*diskimage.Disk, error) {
+	format, err := diskimage.Detect(f, f.Size())
+	if err != nil {
+		return nil, err
+	}
+	if format.Wraps() {
+		return nil, diskimage.ErrNested.Saw("%s in an archive", format)
+	}
+	return OpenDisk(f, format)
+}
+
+// inArchive says which disk it was that err is about. A fault says it in its evidence,
+// which is what the customer reads.
+func inArchive(n int, err error) error {
+	if e, ok := errors.AsType[*fault.Error](err); ok && e.Kind == fault.Invalid {
+		return e.Saw("%s", strings.TrimSuffix(fmt.Sprintf("disk %d of the archive: %s", n, e.Evidence), ": "))
+	}
+	return fmt.Errorf("disk %d of the archive: %w", n, err)
 }
 
 // Content bounds what the gzip file of disk i may unpack to: by what DEFLATE can

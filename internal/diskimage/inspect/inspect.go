@@ -7,6 +7,7 @@
 package inspect
 
 import (
+	"context"
 	"errors"
 
 	"vmimport/internal/diskimage"
@@ -69,11 +70,11 @@ type Disk struct {
 	Warnings       []string              `json:"warnings"`
 }
 
-// Inspect looks at the image behind f. It fails only with what f's reader returned:
-// an image that would not be imported is a Report.
-func Inspect(f *diskimage.File, opt Options) (*Report, error) {
+// Inspect looks at the image behind f. It fails only with what f's reader returned, or
+// when ctx is over: an image that would not be imported is a Report.
+func Inspect(ctx context.Context, f *diskimage.File, opt Options) (*Report, error) {
 	r := &Report{FileSize: f.Size(), Disks: []Disk{}, Warnings: []string{}}
-	err := r.look(f, opt)
+	err := r.look(ctx, f, opt)
 	if e, ok := errors.AsType[*fault.Error](err); ok && e.Kind == fault.Invalid {
 		r.Refusal = &Refusal{Code: e.Code, Message: e.Message, Evidence: e.Evidence, Remedy: e.Remedy}
 		return r, nil
@@ -86,7 +87,7 @@ func Inspect(f *diskimage.File, opt Options) (*Report, error) {
 }
 
 // look fills the report in as far as it gets.
-func (r *Report) look(f *diskimage.File, opt Options) error {
+func (r *Report) look(ctx context.Context, f *diskimage.File, opt Options) error {
 	found, err := diskimage.Detect(f, f.Size())
 	if err != nil {
 		return err
@@ -106,7 +107,7 @@ func (r *Report) look(f *diskimage.File, opt Options) error {
 		r.Disks = append(r.Disks, describe(&src.Disks[i]))
 	}
 	// What an import does before its first byte: it reads all tables.
-	d, err := decode.New(src, decode.Options{Limits: opt.Limits})
+	d, err := decode.New(ctx, src, decode.Options{Limits: opt.Limits})
 	if err != nil {
 		return err
 	}

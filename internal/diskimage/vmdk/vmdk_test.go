@@ -30,7 +30,6 @@ func TestImagesOfQEMU(t *testing.T) {
 		{"zeroed_grain=on,toolsversion=10304", monolithicSparse},
 		{"subformat=streamOptimized", streamOptimized},
 		{"subformat=streamOptimized,adapter_type=lsilogic,compat6=on", streamOptimized},
-		{"subformat=streamOptimized,zeroed_grain=on", streamOptimized},
 	} {
 		for _, g := range guests {
 			t.Run(c.options+"/"+g.Name, func(t *testing.T) {
@@ -160,7 +159,7 @@ func TestDialects(t *testing.T) {
 	guests := imagetest.Guests(t)
 	for name, dialect := range dialects {
 		for _, g := range guests {
-			if g.Name != "sparse" && g.Name != "empty" && name != "vmware" && name != "open-vmdk" {
+			if g.Name != "sparse" && g.Name != "empty" { // the layout matters here, not the data
 				continue
 			}
 			t.Run(name+"/"+g.Name, func(t *testing.T) {
@@ -432,9 +431,12 @@ func BenchmarkParser(b *testing.B) {
 	image := pack(bytes.Repeat([]byte("some text that packs well "), 1<<20), dialect{})
 	f := imagetest.Of(image)
 	d := mustOpen(b, f)
+	grain := make([]byte, 64<<10)
 	b.SetBytes(d.Size)
 	for b.Loop() {
-		if err := diskimage.Walk(f, d.Parser(diskimage.Position{}), func(diskimage.Piece) error { return nil }); err != nil {
+		p := d.Parser(diskimage.Position{})
+		err := diskimage.Walk(f, p, func(piece diskimage.Piece) error { return p.Unpack(grain[:piece.Length], piece.Data) })
+		if err != nil {
 			b.Fatal(err)
 		}
 	}
