@@ -8,6 +8,7 @@ IMAGE   ?=
 DATA    ?= vmimport-data
 LISTEN  ?= 127.0.0.1:8080
 FUZZTIME ?= 30s
+GUEST   ?= 2GiB
 # Packages whose tests start servers share two cores badly with many others.
 TESTFLAGS ?= -race -shuffle=on -timeout 20m -p 2
 
@@ -58,9 +59,13 @@ fuzz: ## Run each fuzz target for FUZZTIME (default 30s)
 		done || exit 1; \
 	done
 
-bench: deps ## Measure the data path: ratios of pairs in one run, and a worker's memory
+# The peer of whole imports hashes with openssl.
+bench: DEPS += openssl:openssl
+bench: deps ## Measure the data path (GUEST=size of the disks): ratios of pairs in one run, and a worker's memory
 	$(GO) test -run '^$$' -bench . -benchtime 5x ./storage
-	$(GO) test -run '^$$' -bench . -benchtime 1x ./internal/clustertest
+	$(GO) test -run '^$$' -bench Convert -benchtime 5x -timeout 30m ./internal/diskimage/decode -bench.guest $(GUEST)
+	$(GO) test -run '^$$' -bench Import -benchtime 3x -timeout 30m ./internal/clustertest -bench.guest $(GUEST)
+	$(GO) test -run '^$$' -bench WorkerMemory -benchtime 1x ./internal/clustertest
 
 soak: deps ## Many processes, kills and restarts for some minutes
 	$(GO) test -timeout 60m -count=1 -v ./internal/clustertest -soak

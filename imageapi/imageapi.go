@@ -92,8 +92,9 @@ type Upload interface {
 // costs no space where the service can do without.
 type DiskWriter interface {
 	// WriteAt stores p at off. Calls may come in any order (but see Ordered), from
-	// one goroutine. No byte is written twice in one attempt. After a resume those
-	// may be written again that an earlier attempt wrote, with the same values.
+	// one goroutine at a time. No byte is written twice in one attempt. After a
+	// resume any may be written again that an earlier attempt wrote, with the same
+	// value.
 	WriteAt(p []byte, off int64) (int, error)
 
 	// Resize makes the file size bytes long, which is no more than Disk was told

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"vmimport/internal/fault"
 )
 
 // Consumer takes one piece of an object: the bytes p at off. A Fetch calls each
@@ -223,13 +225,23 @@ func (f *fetcher) drain(ctx context.Context, l lane, await func(*chunk) error) {
 	for c := range l.queue {
 		err := await(c)
 		if err == nil {
-			err = l.take(c)
+			err = l.guarded(c)
 		}
 		if err != nil {
 			f.fail(err) // before release, so that the chunk does not count as done
 		}
 		f.release(ctx, c)
 	}
+}
+
+// guarded makes a panic of the taker an error of this Fetch alone.
+func (l lane) guarded(c *chunk) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fault.Panicked(p)
+		}
+	}()
+	return l.take(c)
 }
 
 // release is called once by the filler of c and once by each lane.

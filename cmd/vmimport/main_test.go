@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 //	object CONTAINER NAME FILE      put a file into object storage
 //	stored CONTAINER NAME FILE      the object must be as the file
 //	fail CALL N STATUS              the next N calls fail; 0 loses the connection
-//	await CALL N                    wait for N calls to have come
+//	await CALL N                    wait for N more calls
 //	registered                      print the last accepted registration
 func TestScripts(t *testing.T) {
 	t.Parallel()
@@ -54,7 +54,7 @@ func TestScripts(t *testing.T) {
 			"plan":  onService(func(s *clienttest.Service, a []string) { s.Plan(a[0], steps(a[1:])...) }),
 			"add":   onService(func(s *clienttest.Service, a []string) { s.Add(tasks.ID(a[0]), steps(a[1:])...) }),
 			"fail":  onService(func(s *clienttest.Service, a []string) { s.Fail(a[0], number(a[1]), number(a[2]), "") }),
-			"await": onService(func(s *clienttest.Service, a []string) { s.Await(a[0], number(a[1])) }),
+			"await": onService(func(s *clienttest.Service, a []string) { s.Await(a[0], s.Calls(a[0])+number(a[1])) }),
 			"object": func(ts *testscript.TestScript, _ bool, a []string) {
 				serviceOf(ts).PutObject(a[0], a[1], []byte(ts.ReadFile(a[2])))
 			},
@@ -103,6 +103,9 @@ func steps(args []string) []client.Import {
 		if percent != "" {
 			imp.Progress = number(percent)
 			imp.Extra = client.Extra{Stage: tasks.StageCopying, DoneBytes: int64(imp.Progress), TotalBytes: 100, Attempt: 1}
+		}
+		if imp.State == tasks.Succeeded {
+			imp.Extra.SourceFormat, imp.Extra.VirtualSize = "qcow2", 10<<30
 		}
 		if imp.State == tasks.Failed {
 			imp.ErrorMessage = "Image file is not a valid vmdk. Export it again."

@@ -277,7 +277,7 @@ func TestDemoFails(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{"--image", filepath.Join(dir, "disk.qcow2")}, cli.ExitError, "is a QCOW2 image"},
+		{[]string{"--image", filepath.Join(dir, "disk.qcow2")}, cli.ExitError, "The image is damaged"},
 		{[]string{"--image", filepath.Join(dir, "empty.raw")}, cli.ExitError, "The object is empty"},
 		{[]string{"--image", filepath.Join(dir, "missing.raw")}, cli.ExitError, "no such file"},
 		{[]string{"--image", dir}, cli.ExitError, "is no regular file"},

@@ -266,6 +266,9 @@ func openWorkdir(root *os.Root, name string) (*workdir, error) {
 func (w *workdir) close() {
 	if w != nil {
 		w.root.Close()
+		// A program that this process is just starting has a copy of the descriptor
+		// for a moment, and with that the lock.
+		_ = unix.Flock(int(w.lock.Fd()), unix.LOCK_UN)
 		w.lock.Close()
 	}
 }

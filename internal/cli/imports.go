@@ -227,9 +227,9 @@ func importTable(imp *client.Import) table {
 	if x.TotalBytes > 0 {
 		t = append(t, []string{"bytes", fmt.Sprintf("%d of %d", x.DoneBytes, x.TotalBytes)})
 	}
-	t = append(t, []string{"format", x.SourceFormat})
+	t = append(t, []string{"source format", x.SourceFormat})
 	if x.VirtualSize > 0 {
-		t = append(t, []string{"disk size", fmt.Sprintf("%d bytes, %s", x.VirtualSize, formatBytes(x.VirtualSize))})
+		t = append(t, []string{"capacity", exactly(x.VirtualSize)})
 	}
 	if x.Disks > 0 {
 		t = append(t, []string{"disks", fmt.Sprint(x.Disks)})

@@ -77,12 +77,13 @@ func (s *source) lines() []string {
 		if len(s.image.Disks) > 1 {
 			line += fmt.Sprintf(", disk %d", i+1)
 		}
-		line += ": " + string(d.Format)
-		if d.Variant != "" && d.Variant != string(d.Format) {
-			line += " (" + d.Variant + ")"
-		}
-		if d.Gzip {
-			line += " in gzip"
+		switch {
+		case d.Gzip: // what it is, only all of it shows
+			line += fmt.Sprintf(": %s in gzip", s.declared.Format)
+		case d.Variant != string(d.Format):
+			line += fmt.Sprintf(": %s (%s)", d.Format, d.Variant)
+		default:
+			line += fmt.Sprintf(": %s", d.Format)
 		}
 		if d.Size > 0 {
 			line += fmt.Sprintf(", virtual size %d bytes", d.Size)

@@ -3,7 +3,6 @@ package devstack
 import (
 	"archive/tar"
 	"bytes"
-	"compress/flate"
 	"compress/gzip"
 	"crypto/sha1" // the API's choice of hash
 	"encoding/hex"
@@ -215,11 +214,9 @@ func TestFormats(t *testing.T) {
 			pack                         packer
 		}{
 			{".vmdk", "", "vmdk", stream},
-			{".vmdk", "", "vmdk", hosted},
-			{".vmdk", "vmware", "vmdk", stream},
+			{".vmdk", "vmware", "vmdk", hosted},
 			{".qcow2", "kvm", "qcow2", qemu("qcow2", "")},
 			{".qcow2", "kvm", "qcow2", qemu("qcow2", "", "-c")},
-			{".qcow2", "kvm", "qcow2", qemu("qcow2", "compat=0.10")},
 			{".raw", "", "raw", plain},
 			{".img", "kvm", "raw", plain},
 			{".vhd", "", "vhd", qemu("vpc", "subformat=dynamic,force_size=on")},
@@ -231,7 +228,6 @@ func TestFormats(t *testing.T) {
 			{".vmdk.gz", "vmware", "vmdk.gz", zipped(hosted)},
 			{".raw.gz", "", "raw.gz", zipped(plain)},
 			{".vhd.gz", "", "vhd.gz", zipped(fixed)},
-			{".vhdx.gz", "kvm", "vhdx.gz", zipped(qemu("vhdx", ""))},
 		} {
 			name := fmt.Sprintf("%d-%d%s", n, i, tt.extension)
 			object := tt.pack(t, guest)
@@ -306,25 +302,22 @@ func TestHugeDisk(t *testing.T) {
 	}
 }
 
-// A cancel stops also what is being unpacked.
+// A cancel stops an import also in the middle of a few bytes that make gigabytes.
 func TestCancelUnpacking(t *testing.T) {
 	t.Parallel()
 	w := serve(t, t.TempDir())
-	// A file of several members is the same as one, RFC 1952, 2.2. With Huffman codes
-	// alone not even zeros pack well, or quickly unpack.
-	member := gzipped(t, make([]byte, 64<<20), flate.HuffmanOnly)
-	w.put("web01.raw.gz", bytes.Repeat(member, 32))
+	// A file of several members is the same as one, RFC 1952, 2.2.
+	member := gzipped(t, make([]byte, 4<<20), gzip.BestCompression)
+	w.put("web01.raw.gz", bytes.Repeat(member, 16<<10))
 	id := w.accepted(w.request("web01.raw.gz", ""))
-	w.running(id)
+	w.until(id, func(imp *client.Import) bool { return imp.Extra.Stage == tasks.StageCopying })
 	if err := w.api.Cancel(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	accepted := time.Now()
-	if imp := w.until(id, func(imp *client.Import) bool { return imp.State.Final() }); imp.State != tasks.Canceled {
-		t.Errorf("%+v", imp)
-	}
-	if took := time.Since(accepted); took > 2*time.Second {
-		t.Errorf("it took %s", took)
+	imp := w.until(id, func(imp *client.Import) bool { return imp.State.Final() })
+	if took := time.Since(accepted); imp.State != tasks.Canceled || took > 2*time.Second {
+		t.Errorf("%s after %s", imp.State, took)
 	}
 	w.nothingMade()
 }

@@ -3,7 +3,6 @@ package diskimage
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -54,6 +53,28 @@ func Detect(r io.ReaderAt, size int64) (Format, error) {
 // are raw here.
 func DetectHead(head []byte) (Format, error) {
 	return decide(head, nil, int64(len(head)))
+}
+
+// DetectTail returns the format whose trailer the last sector of a file has, if any:
+// that of a VHD or a DMG.
+func DetectTail(sector []byte) (Format, bool) {
+	if found := atEnd(sector, 0); len(found) > 0 {
+		return found[0].format, true
+	}
+	return "", false
+}
+
+// CheckGuest fails with ErrDisguised if a disk begins or ends as a disk image does.
+// Stored raw it would be taken for that image by whoever guesses, and what that image
+// names would be opened. head is up to 64 KiB of the disk's front, tail its last
+// sector.
+func CheckGuest(head, tail []byte) error {
+	for _, m := range append(atStart(head), atEnd(tail, 0)...) {
+		if !m.format.Wraps() && m.format != LUKS { // a disk may well be encrypted
+			return ErrDisguised.Saw("the disk inside has the signature of %s", m.format)
+		}
+	}
+	return nil
 }
 
 // decide finds the one format whose signature is at the start or, as is known
@@ -263,7 +284,7 @@ func readRange(r io.ReaderAt, off, n int64) ([]byte, error) {
 	switch {
 	case int64(got) == n: // io.EOF may come with the last bytes
 		return b, nil
-	case err == nil || errors.Is(err, io.EOF):
+	case err == nil || err == io.EOF: // and no error of a connection that has it inside
 		return nil, io.ErrUnexpectedEOF
 	default:
 		return nil, err

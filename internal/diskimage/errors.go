@@ -56,6 +56,9 @@ var (
 	ErrBomb = fault.New(fault.Invalid, "image_unpacks_too_large",
 		"The file unpacks to more than the disk may have.").
 		Try("Import the image without the compression around it.")
+	ErrDisguised = fault.New(fault.Invalid, "disk_looks_like_image",
+		"The disk in the image is a disk image itself.").
+		Try("Import the image that is inside.")
 	ErrNested = fault.New(fault.Invalid, "image_nested", "The file is an archive within an archive.").
 			Try("Unpack it once, and import what is inside.")
 )

@@ -1,10 +1,10 @@
 package diskimage
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 )
 
 // File is the bytes of one image, wherever they are, for reading small parts of
@@ -12,17 +12,36 @@ import (
 type File struct {
 	r    io.ReaderAt
 	size int64
+	left *atomic.Int64 // reads that are still allowed; nil: any number
 }
 
 // NewFile returns the File of size bytes behind r.
-func NewFile(r io.ReaderAt, size int64) *File { return &File{r, size} }
+func NewFile(r io.ReaderAt, size int64) *File { return &File{r: r, size: size} }
 
 // Size is the length of the file in bytes.
 func (f *File) Size() int64 { return f.size }
 
 // Section returns the n bytes at off, which lie in f, as a File.
 func (f *File) Section(off, n int64) *File {
-	return &File{io.NewSectionReader(f.r, off, n), n}
+	return &File{r: io.NewSectionReader(f.r, off, n), size: n, left: f.left}
+}
+
+// AtMost returns f for no more than that many reads: each may be a request to a store
+// far away, and tables can be spread so that it takes any number of them. What is
+// above fails with ErrFragmented.
+func (f *File) AtMost(reads int64) *File {
+	limited := *f
+	limited.left = new(atomic.Int64)
+	limited.left.Store(reads)
+	return &limited
+}
+
+// allow counts a read.
+func (f *File) allow() error {
+	if f.left != nil && f.left.Add(-1) < 0 {
+		return ErrFragmented.Saw("its tables are spread over too many places")
+	}
+	return nil
 }
 
 // Has reports whether the n bytes at off lie in the file. Neither has to make
@@ -54,11 +73,14 @@ func (f *File) ReadInto(what string, off int64, b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
+	if err := f.allow(); err != nil {
+		return err
+	}
 	n, err := f.r.ReadAt(b, off)
 	switch {
 	case n == len(b): // io.EOF may come with the last bytes
 		return nil
-	case err == nil || errors.Is(err, io.EOF):
+	case err == nil || err == io.EOF: // and no error of a connection that has it inside
 		err = io.ErrUnexpectedEOF // the size promised them
 	}
 	return fmt.Errorf("read %s: %w", what, err)
@@ -104,6 +126,9 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	short := int64(len(p)) > f.size-off
 	if short {
 		p = p[:f.size-off]
+	}
+	if err := f.allow(); err != nil {
+		return 0, err
 	}
 	n, err := f.r.ReadAt(p, off)
 	if err == nil && short {

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"strings"
 )
 
@@ -51,6 +52,13 @@ func New(kind Kind, code, message string) *Error {
 // Wrap gives err a kind, a code and a sentence for the customer.
 func Wrap(err error, kind Kind, code, message string) *Error {
 	return &Error{Kind: kind, Code: code, Message: message, Err: err}
+}
+
+// Panicked makes an error of what recover returned, with the stack for the log. It is
+// Internal: goroutines that read what strangers have made must not take the process
+// with them.
+func Panicked(p any) *Error {
+	return Wrap(fmt.Errorf("panic: %v\n%s", p, debug.Stack()), Internal, "internal_error", "Internal server error.")
 }
 
 // Saw returns a copy of e with evidence, formatted as by fmt.Sprintf.

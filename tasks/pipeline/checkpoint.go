@@ -36,7 +36,7 @@ func (a *attempt) loadCheckpoint(ctx context.Context, saved []byte) (cp checkpoi
 	}
 	dec := json.NewDecoder(bytes.NewReader(saved))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&cp); err != nil || cp.Mark == nil || cp.Decoder != decode.Version || len(cp.Done) >= len(a.imp.Disks) {
+	if err := dec.Decode(&cp); err != nil || cp.Mark == nil || len(cp.Positions) == 0 || cp.Decoder != decode.Version || len(cp.Done) >= len(a.imp.Disks) {
 		a.log.Warn().Err(err).Msg("checkpoint of another version is dropped")
 		return checkpoint{}, a.r.claims.SaveCheckpoint(ctx, a.held, nil, 0)
 	}
@@ -90,6 +90,9 @@ func (s *saver) recall(off int64) []diskimage.Position {
 // the place that it has made.
 func (s *saver) offer(m storage.Mark) {
 	p := point{m, s.recall(m.Offset)}
+	if p.positions == nil {
+		return // the decoder was not asked at that offset
+	}
 	select {
 	case <-s.points:
 	default:

@@ -20,10 +20,10 @@ import (
 // copyDisks copies all disks, from where the checkpoint stands.
 func (a *attempt) copyDisks(ctx context.Context, upload imageapi.Upload, cp checkpoint) ([]tasks.DiskResult, error) {
 	var done []tasks.DiskResult
-	disks := 0
+	disks, solid := 0, true
 	for i, disk := range a.imp.Disks {
 		a.heart.disk.Store(int64(i) + 1)
-		c := &objectCopy{attempt: a, upload: upload, first: disks + 1, disk: disk, finished: done}
+		c := &objectCopy{attempt: a, upload: upload, first: disks + 1, disk: disk, finished: done, solid: solid}
 		switch {
 		case i < len(cp.Done):
 			c.done = &cp.Done[i]
@@ -39,6 +39,7 @@ func (a *attempt) copyDisks(ctx context.Context, upload imageapi.Upload, cp chec
 		}
 		done = append(done, *res)
 		disks += len(res.VirtualSizes)
+		solid = c.solid
 	}
 	return done, nil
 }
@@ -50,6 +51,9 @@ type objectCopy struct {
 	first    int // number of the first of its disks in the image, from 1
 	disk     tasks.Disk
 	finished []tasks.DiskResult // of the objects before this one
+	// solid is whether a later attempt can go on from what was written: of the objects
+	// before this one, and of this one when it has ended.
+	solid bool
 
 	// What an earlier attempt got to: all of the object, or as far as the mark,
 	// where its decoder had the positions.
@@ -75,6 +79,11 @@ func (c *objectCopy) run(ctx context.Context) (res *tasks.DiskResult, resumed bo
 	if obj.Version() != c.disk.Version || obj.Size() != c.disk.Bytes {
 		return nil, false, storage.ErrChanged
 	}
+	if c.done != nil {
+		if kept, err := c.keepDone(ctx); kept || err != nil {
+			return c.done, kept, err
+		}
+	}
 	opt := c.r.opt.Fetch
 	opt.Stats = &storage.Stats{} // what is read of tables is read again
 	src, err := openSource(ctx, obj, c.disk.Format, c.limits(), opt)
@@ -95,9 +104,6 @@ func (c *objectCopy) run(ctx context.Context) (res *tasks.DiskResult, resumed bo
 	if resumed, err = c.open(ctx, src, dec); err != nil {
 		return nil, false, err
 	}
-	if resumed && c.done != nil {
-		return c.done, true, c.closeDisks()
-	}
 	digests, err := c.transfer(ctx, obj, dec, resumed)
 	if err != nil {
 		return nil, false, err
@@ -106,15 +112,18 @@ func (c *objectCopy) run(ctx context.Context) (res *tasks.DiskResult, resumed bo
 	if err != nil {
 		return nil, false, err
 	}
-	c.heart.enter(tasks.StageVerifying)
 	if c.disk.SHA1 != "" && c.disk.SHA1 != digests["sha1"] {
 		return nil, false, errMismatch.Saw("expected %s, the object has %s", c.disk.SHA1, digests["sha1"])
 	}
 	for i, t := range c.targets {
+		if t.spool != nil {
+			c.heart.enter(tasks.StageConverting)
+		}
 		if err := t.finish(ctx, sizes[i]); err != nil {
 			return nil, false, err
 		}
 	}
+	c.heart.enter(tasks.StageVerifying)
 	res = &tasks.DiskResult{Format: src.String(), ObjectBytes: obj.Size(), VirtualSizes: sizes, Digests: digests}
 	return res, resumed, c.closeDisks()
 }
@@ -137,32 +146,64 @@ func (c *objectCopy) closeDisks() error {
 
 func (c *objectCopy) limits() formats.Limits { return limitsOf(c.region, c.imp.TargetFormat) }
 
+// keepDone takes over the disks that an earlier attempt finished, if the image service
+// still has them. If not they are open, and empty.
+func (c *objectCopy) keepDone(ctx context.Context) (kept bool, err error) {
+	if err := c.openTargets(ctx, c.done.VirtualSizes, c.disk.Bytes); err != nil {
+		return false, err
+	}
+	for _, t := range c.targets {
+		if !t.kept {
+			return false, c.dropCheckpoint(ctx)
+		}
+	}
+	c.goOn(c.disk.Bytes)
+	return true, c.closeDisks()
+}
+
+// goOn counts what need not be read again.
+func (c *objectCopy) goOn(at int64) {
+	c.from += at
+	c.heart.base.Add(at)
+	c.log.Info().Int("disk", c.first).Int64("offset", at).Msg("going on from a checkpoint")
+}
+
+// dropCheckpoint removes a checkpoint that is of no use. It must be gone before this
+// attempt's first Sync: after that an image service cannot tell any more that the
+// checkpoint is about bytes which an earlier attempt wrote.
+func (c *objectCopy) dropCheckpoint(ctx context.Context) error {
+	return c.r.claims.SaveCheckpoint(ctx, c.held, nil, 0)
+}
+
 // open opens the disks in the image service, for going on if it still has what an
 // earlier attempt wrote, and readies the decoder.
 func (c *objectCopy) open(ctx context.Context, src *formats.Source, dec *decode.Decoder) (resumed bool, err error) {
 	var at int64
-	switch {
-	case c.done != nil:
-		at = c.disk.Bytes
-	case c.mark != nil:
+	if c.mark != nil {
 		at = c.mark.Offset
 	}
-	if err := c.openTargets(ctx, src, dec, at); err != nil {
+	if len(c.targets) == 0 {
+		sizes := make([]int64, len(src.Disks))
+		for i := range src.Disks {
+			sizes[i] = src.Bound(i, c.limits())
+		}
+		if err := c.openTargets(ctx, sizes, at); err != nil {
+			return false, err
+		}
+	}
+	if err := c.prepare(dec); err != nil {
 		return false, err
 	}
-	kept := at > 0 && dec.Resumable()
+	c.solid = c.solid && c.resumable(dec)
+	resumed = at > 0 && c.resumable(dec) && len(c.positions) == len(c.targets)
 	for _, t := range c.targets {
-		kept = kept && t.kept && t.resumable()
+		resumed = resumed && t.kept
 	}
-	if kept {
-		c.from += at
-		c.heart.base.Add(at)
-		c.log.Info().Int("disk", c.first).Int64("offset", at).Msg("going on from a checkpoint")
-	} else if at > 0 {
-		// The checkpoint is of no use. It must be gone before this attempt's first
-		// Sync: after that an image service cannot tell any more that the checkpoint
-		// is about bytes which an earlier attempt wrote.
-		if err := c.r.claims.SaveCheckpoint(ctx, c.held, nil, 0); err != nil {
+	switch {
+	case resumed:
+		c.goOn(at)
+	case at > 0:
+		if err := c.dropCheckpoint(ctx); err != nil {
 			return false, err
 		}
 		at, c.positions = 0, nil
@@ -171,10 +212,7 @@ func (c *objectCopy) open(ctx context.Context, src *formats.Source, dec *decode.
 	for i, t := range c.targets {
 		outs[i] = t.out()
 	}
-	if kept && c.done != nil {
-		return true, nil // nothing is left to be decoded
-	}
-	return kept, dec.Begin(outs, at, c.positions)
+	return resumed, dec.Begin(outs, at, c.positions)
 }
 
 // transfer moves the bytes and returns the object's digests.
@@ -185,7 +223,7 @@ func (c *objectCopy) transfer(ctx context.Context, obj storage.Object, dec *deco
 		opt.Resume = c.mark
 	}
 	consume := dec.Take
-	if c.resumable(dec) {
+	if c.solid {
 		saver := startSaver(ctx, c)
 		defer saver.stop()
 		opt.OnMark = saver.offer
@@ -201,7 +239,7 @@ func (c *objectCopy) transfer(ctx context.Context, obj storage.Object, dec *deco
 	digests, err := storage.Fetch(ctx, obj, opt, consume)
 	if errors.Is(err, storage.ErrBadMark) {
 		// A worker with other digests made it. The next attempt starts over.
-		err = errors.Join(err, c.r.claims.SaveCheckpoint(ctx, c.held, nil, 0))
+		err = errors.Join(err, c.dropCheckpoint(ctx))
 	}
 	return digests, err
 }

@@ -237,6 +237,11 @@ var variants = []variant{
 	{"QCOW2 preallocated", "qcow2", byQemu("qcow2", "preallocation=metadata")},
 	{"QCOW2 in no order", "qcow2", shuffled},
 	{"QCOW2 in gzip", "qcow2.gz", inGzip(byQemu("qcow2", ""))},
+	{"VHDX in gzip", "vhdx.gz", inGzip(byQemu("vhdx", ""))},
+	{"VDI in gzip", "vdi.gz", inGzip(byQemu("vdi", ""))},
+	{"VHD dynamic in gzip", "vhd.gz", inGzip(byQemu("vpc", "subformat=dynamic,force_size=on"))},
+	{"VHD fixed in gzip", "vhd.gz", inGzip(byQemu("vpc", "subformat=fixed,force_size=on"))},
+	{"VMDK sparse in gzip", "vmdk.gz", inGzip(byQemu("vmdk", "subformat=monolithicSparse"))},
 }
 
 // Every variant becomes the guest that it was made of, in every target format.
@@ -286,7 +291,7 @@ func TestVariantsGoOn(t *testing.T) {
 		t.Log(tt.name)
 		object := tt.pack(t, tt.guests[0])
 		spec := r.acceptImage(tt.declared, object)
-		for _, at := range []int{len(object) / 3, len(object) * 3 / 4} {
+		for _, at := range []int{len(object) / 2, len(object) * 4 / 5} {
 			r.objects.with(stallAt(int64(at)))
 			ctx, stop := context.WithCancelCause(t.Context())
 			go func() {
@@ -294,7 +299,7 @@ func TestVariantsGoOn(t *testing.T) {
 				stop(tasks.ErrDraining)
 			}()
 			if outcome, err := r.runner().Handle(ctx, spec.Ref()); outcome != tasks.OutcomeDrained || err != nil {
-				t.Fatalf("outcome %q, %v", outcome, err)
+				t.Fatalf("outcome %q, %v, %+v", outcome, err, r.get(spec).Attempts[0].Cause)
 			}
 			stop(nil)
 		}
@@ -303,7 +308,7 @@ func TestVariantsGoOn(t *testing.T) {
 		r.wantGuests(spec, tt.guests...)
 		attempts := r.get(spec).Attempts
 		if from := attempts[len(attempts)-1].FromBytes; from < int64(len(object)/2) {
-			t.Errorf("the last attempt began at %d of %d", from, len(object))
+			t.Errorf("the last attempt began at %d of %d: %+v", from, len(object), attempts)
 		}
 	}
 }
@@ -360,10 +365,11 @@ func TestOrderedService(t *testing.T) {
 			r.handle(spec)
 			r.wantGuests(spec, guests[1].Path)
 			want := 0
-			if target == "qcow2" || v.name == "QCOW2 in no order" || v.name == "QCOW2 in gzip" {
+			spooled := slices.Contains([]string{"QCOW2 in gzip", "VHDX in gzip", "VDI in gzip", "VHD dynamic in gzip", "VMDK sparse in gzip"}, v.name)
+			if target == "qcow2" || v.name == "QCOW2 in no order" || spooled {
 				want++
 			}
-			if v.name == "QCOW2 in gzip" {
+			if spooled {
 				want++
 			}
 			// qemu-img compresses on all cores and writes what is ready first.
@@ -471,4 +477,139 @@ func TestHostileImages(t *testing.T) {
 		r.handle(spec)
 		r.wantNothing(spec, tasks.Failed, tt.code)
 	}
+}
+
+// The size of a disk inside gzip has nothing to do with how well it packs.
+func TestHugeInGzip(t *testing.T) {
+	r := newRig(t)
+	r.maxDisk = 200 << 30 // what is reserved for it must be there
+	path := filepath.Join(t.TempDir(), "huge")
+	imagetest.QemuImg(t, "create", "-q", "-f", "vhdx", path, "100G")
+	if out, err := exec.CommandContext(t.Context(), "qemu-io", "-f", "vhdx", "-c", "write -q -P 7 90G 1M", path).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-io: %v\n%s", err, out)
+	}
+	for _, target := range []string{"raw", "qcow2"} {
+		r.target = target
+		spec := r.acceptImage("vhdx.gz", zipped(t, read(t, path)))
+		r.handle(spec)
+		imp := r.get(spec)
+		if imp.State != tasks.Succeeded || imp.Result.Disks[0].VirtualSizes[0] != 100<<30 {
+			t.Fatalf("%s: %s, %+v, %+v", target, imp.State, imp.Failure, imp.Result)
+		}
+	}
+}
+
+// A raw disk inside gzip that may be of any size fits into a QCOW2.
+func TestUnboundedInGzip(t *testing.T) {
+	r := newRig(t)
+	r.target = "qcow2"
+	guest := imagetest.Guests(t)[0].Path
+	spec := r.acceptImage("raw.gz", append(zipped(t, read(t, guest)), zipped(t, make([]byte, 0))...))
+	r.handle(spec)
+	r.wantGuests(spec, guest)
+}
+
+// A disk that is an image itself would be taken for one by who comes next.
+func TestDisguised(t *testing.T) {
+	r := newRig(t)
+	dir := t.TempDir()
+	inner := filepath.Join(dir, "inner.qcow2")
+	imagetest.QemuImg(t, "create", "-q", "-f", "qcow2", inner, "1M")
+	if err := os.Truncate(inner, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	footer := filepath.Join(dir, "footer")
+	vhd := read(t, imagetest.Convert(t, imagetest.Guests(t)[0].Path, "vpc", "subformat=fixed,force_size=on"))
+	if err := os.WriteFile(footer, append(make([]byte, 1<<20-512), vhd[len(vhd)-512:]...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range variants {
+		if v.declared == "raw" || v.declared == "raw.gz" || v.name == "QCOW2 in no order" {
+			continue // raw itself is refused when it is registered
+		}
+		for _, guest := range []string{inner, footer} {
+			spec := r.specOf(v.declared, v.pack(t, guest))
+			service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Limits{}, time.Now)
+			if _, _, err := service.Register(t.Context(), spec); err != nil {
+				t.Logf("%s: refused as %s", v.name, fault.CodeOf(err))
+				continue
+			}
+			r.handle(spec)
+			imp := r.get(spec)
+			if imp.Failure == nil || imp.Failure.Code != "disk_looks_like_image" && imp.Failure.Code != "format_ambiguous" {
+				t.Errorf("%s: %s, %+v", v.name, imp.State, imp.Failure)
+			}
+			r.wantNothing(spec, tasks.Failed, "")
+		}
+	}
+}
+
+// An object that cannot be gone on with is not built upon.
+func TestNothingStandsOnGzip(t *testing.T) {
+	r := newRig(t)
+	guest := imagetest.Guests(t)[3].Path
+	r.opt.Fetch.MarkEvery = chunk
+	spec := r.specOf("raw.gz", zipped(t, read(t, guest)))
+	plain := r.specOf("raw", read(t, guest))
+	spec.Disks = append(spec.Disks, plain.Disks[0])
+	service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Limits{}, time.Now)
+	if _, _, err := service.Register(t.Context(), spec); err != nil {
+		t.Fatal(err)
+	}
+	second := plain.Disks[0].Object
+	r.objects.with(func(o storage.Object) storage.Object {
+		if want, err := r.memory.Open(t.Context(), storage.Location(second)); err == nil && want.Version() == o.Version() {
+			return stallAt(o.Size() - chunk)(o)
+		}
+		return o
+	})
+	ctx, stop := context.WithCancelCause(t.Context())
+	defer stop(nil)
+	go func() {
+		r.until(spec, "most of the second disk", func(i *tasks.Import) bool { return i.DoneBytes > spec.TotalBytes()-4*chunk })
+		stop(tasks.ErrDraining)
+	}()
+	if outcome, err := r.runner().Handle(ctx, spec.Ref()); outcome != tasks.OutcomeDrained || err != nil {
+		t.Fatalf("outcome %q, %v", outcome, err)
+	}
+	if imp := r.get(spec); imp.Furthest > 0 {
+		t.Errorf("a checkpoint at %d stands on gzip", imp.Furthest)
+	}
+	r.objects.with(func(o storage.Object) storage.Object { return o })
+	r.handle(spec)
+	if imp := r.get(spec); imp.State != tasks.Succeeded || len(imp.Result.Disks) != 2 {
+		t.Errorf("import is %s, %+v", imp.State, imp.Failure)
+	}
+}
+
+// A cancel is quick also where little of an object is much of a disk.
+func TestCancelOfMuchFromLittle(t *testing.T) {
+	r := newRig(t)
+	r.maxDisk = 64 << 30
+	var members []byte // zeros would not be written
+	block := zipped(t, bytes.Repeat([]byte{1}, 64<<20))
+	for range 600 {
+		members = append(members, block...)
+	}
+	spec := r.acceptImage("raw.gz", members)
+	ended := make(chan string, 1)
+	runner := r.runner()
+	go func() {
+		outcome, err := runner.Handle(t.Context(), spec.Ref())
+		if err != nil {
+			t.Error(err)
+		}
+		ended <- outcome
+	}()
+	r.until(spec, "the copy", func(i *tasks.Import) bool { return i.Stage == tasks.StageCopying })
+	r.cancel(spec)
+	runner.Cancel(spec.ID)
+	began := time.Now()
+	if outcome := <-ended; outcome != string(tasks.Canceled) {
+		t.Errorf("outcome %q", outcome)
+	}
+	if took := time.Since(began); took > 5*time.Second { // 2 on a machine that does nothing else
+		t.Errorf("it took %s", took)
+	}
+	r.wantNothing(spec, tasks.Canceled, "")
 }

@@ -7,7 +7,6 @@ import (
 	"vmimport/imageapi"
 	"vmimport/internal/diskimage"
 	"vmimport/internal/diskimage/decode"
-	"vmimport/internal/diskimage/formats"
 	"vmimport/internal/diskimage/qcow2"
 )
 
@@ -54,46 +53,53 @@ func fileBytes(format string, size int64) int64 {
 	return size
 }
 
-// bound is the size of disk i, or the largest that it may turn out to have.
-func bound(src *formats.Source, i int, limits formats.Limits) int64 {
-	if d := &src.Disks[i]; d.Size > 0 {
-		return d.Size
-	}
-	return diskimage.VirtualSize(src.Content(i, limits))
-}
-
-// openTargets opens all disks of an object in the image service. resume is as for
-// imageapi.Upload.
-func (c *objectCopy) openTargets(ctx context.Context, src *formats.Source, dec *decode.Decoder, resume int64) error {
-	for i := range src.Disks {
-		t := &target{size: bound(src, i, c.limits())}
+// openTargets opens disks of those sizes, or bounds of them, in the image service.
+// resume is as for imageapi.Upload.
+func (c *objectCopy) openTargets(ctx context.Context, sizes []int64, resume int64) error {
+	for i, size := range sizes {
+		t := &target{size: size}
 		c.targets = append(c.targets, t)
 		var err error
-		if t.w, t.kept, err = c.upload.Disk(ctx, c.first+i, fileBytes(c.imp.TargetFormat, t.size), resume); err != nil {
-			return err
-		}
-		if err := c.prepare(t, dec, i); err != nil {
+		if t.w, t.kept, err = c.upload.Disk(ctx, c.first+i, fileBytes(c.imp.TargetFormat, size), resume); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// prepare puts between decoder and disk what has to be there.
-func (c *objectCopy) prepare(t *target, dec *decode.Decoder, i int) (err error) {
+// prepare puts between the decoder and its disks what has to be there.
+func (c *objectCopy) prepare(dec *decode.Decoder) (err error) {
 	asQCOW2 := c.imp.TargetFormat == targetQCOW2
-	file := io.WriterAt(t.w)
-	// The header of a QCOW2 comes last and is at its front.
-	if c.upload.Ordered() && (asQCOW2 || !dec.InOrder(i)) {
-		if t.spool, err = c.r.opt.Spool(fileBytes(c.imp.TargetFormat, min(dec.DataBytes(i), t.size))); err != nil {
-			return err
+	for i, t := range c.targets {
+		file := io.WriterAt(t.w)
+		// The header of a QCOW2 comes last and is at its front.
+		if c.upload.Ordered() && (asQCOW2 || !dec.InOrder(i)) {
+			if t.spool, err = c.r.opt.Spool(c.spoolNeeds(t, dec, i)); err != nil {
+				return err
+			}
+			file = t.spool
 		}
-		file = t.spool
+		if asQCOW2 {
+			if t.qcow2, err = qcow2.NewWriter(file, t.size); err != nil {
+				return err
+			}
+		}
 	}
-	if asQCOW2 {
-		t.qcow2, err = qcow2.NewWriter(file, t.size)
+	return nil
+}
+
+// spoolUnit is the block of the usual file systems, of which a byte takes all.
+const spoolUnit = 4 << 10
+
+// spoolNeeds bounds what a spool of the disk's file takes. In a QCOW2 each cluster may
+// be alone in its L2 table, which is a cluster too; the rest of its tables is eight
+// clusters at most.
+func (c *objectCopy) spoolNeeds(t *target, dec *decode.Decoder, i int) int64 {
+	if c.imp.TargetFormat == targetQCOW2 {
+		cluster := qcow2.ClusterBytes(t.size)
+		return min(2*dec.DataBytes(i, cluster)+8*cluster, qcow2.MaxFileBytes(t.size))
 	}
-	return err
+	return min(dec.DataBytes(i, spoolUnit), t.size)
 }
 
 // resumable tells whether what t has of a disk is of use to a later attempt. What a
@@ -102,7 +108,7 @@ func (t *target) resumable() bool { return t.qcow2 == nil && t.spool == nil }
 
 // finish brings a disk of that size to its end, but for making it durable.
 func (t *target) finish(ctx context.Context, size int64) error {
-	if size > t.size {
+	if size > t.size { // its header said less, of which another part knows better
 		return diskimage.ErrCorrupt.Saw("a disk of %d bytes, which said that it has %d", size, t.size)
 	}
 	length, resize := size, size < t.size
@@ -155,5 +161,6 @@ func (t *target) unspool(ctx context.Context) error {
 func (t *target) close() {
 	if t.spool != nil {
 		t.spool.Close()
+		t.spool = nil
 	}
 }

@@ -9,6 +9,7 @@ package decode
 
 import (
 	"context"
+	"fmt"
 	"io"
 
 	"vmimport/internal/diskimage"
@@ -41,8 +42,9 @@ type Options struct {
 type disk interface {
 	// inOrder tells whether the disk is written from its front to its end.
 	inOrder() bool
-	// dataBytes bounds how much is written.
-	dataBytes() int64
+	// dataBytes bounds how much a file takes that the disk is written to, if it can
+	// leave out whole units.
+	dataBytes(unit int64) int64
 	// begin is called once, before all that follows. An earlier one had taken
 	// everything up to at, and had that position then.
 	begin(out io.WriterAt, from diskimage.Position, at int64) error
@@ -61,39 +63,41 @@ type Decoder struct {
 	disks []disk
 }
 
-// New returns a decoder of src. It reads the tables of all disks. When ctx ends, what
-// is under way in any method fails soon with its cause.
+// New returns a decoder of src. It reads the tables of all disks, and looks whether the
+// disks pass for images themselves. When ctx ends, what is under way in any method fails
+// soon with its cause.
 func New(ctx context.Context, src *formats.Source, opt Options) (*Decoder, error) {
 	d := &Decoder{src: src}
+	bufs := newBuffers()
 	for i := range src.Disks {
-		part := &src.Disks[i]
-		file := src.File(i)
-		switch {
-		case part.Gzip:
-			g, err := newGunzip(ctx, part, src.Content(i, opt.Limits), opt)
-			if err != nil {
-				return nil, err
-			}
-			d.disks = append(d.disks, g)
-		case part.Parser != nil:
-			d.disks = append(d.disks, newForward(part.Disk, file))
-		default:
-			m, err := newMapped(ctx, part.Disk, file)
-			if err != nil {
-				return nil, err
-			}
-			d.disks = append(d.disks, m)
+		one, err := newDisk(ctx, src, i, opt, bufs)
+		if err != nil {
+			return nil, err
 		}
+		d.disks = append(d.disks, one)
 	}
 	return d, nil
+}
+
+func newDisk(ctx context.Context, src *formats.Source, i int, opt Options, bufs *buffers) (disk, error) {
+	part := &src.Disks[i]
+	switch {
+	case part.Gzip:
+		return newGunzip(ctx, part, src.Content(i, opt.Limits), opt, bufs), nil
+	case part.Parser != nil:
+		return newForward(ctx, part.Disk, src.File(i), bufs)
+	}
+	reader := func(f *diskimage.File) (*diskimage.Disk, error) { return formats.OpenDisk(f, part.Format) }
+	return newMapped(ctx, src.File(i), reader, len(src.Disks) == 1, bufs)
 }
 
 // InOrder tells whether disk i is written from its front to its end, for sinks that
 // need that.
 func (d *Decoder) InOrder(i int) bool { return d.disks[i].inOrder() }
 
-// DataBytes bounds how much of disk i is written; the rest of it is zeros.
-func (d *Decoder) DataBytes(i int) int64 { return d.disks[i].dataBytes() }
+// DataBytes bounds what a file takes that disk i is written to, if it leaves out units
+// of zeros. unit is a power of two from 4 KiB to 2 MiB.
+func (d *Decoder) DataBytes(i int, unit int64) int64 { return d.disks[i].dataBytes(unit) }
 
 // Resumable tells whether Mark returns something to go on from.
 func (d *Decoder) Resumable() bool { return d.src.Format != diskimage.Gzip }
@@ -103,11 +107,14 @@ func (d *Decoder) Resumable() bool { return d.src.Format != diskimage.Gzip }
 // decoder of the same object had taken everything up to at, and Mark was marks then:
 // bytes behind that may be written again, with the same contents.
 func (d *Decoder) Begin(outs []io.WriterAt, at int64, marks []diskimage.Position) error {
+	if at > 0 && len(marks) != len(d.disks) {
+		return fmt.Errorf("decode: go on at %d with %d marks for %d disks", at, len(marks), len(d.disks))
+	}
 	for i, disk := range d.disks {
 		offset, length := d.src.Disks[i].Place()
 		var from diskimage.Position
 		within := min(max(0, at-offset), length)
-		if within > 0 && i < len(marks) {
+		if within > 0 {
 			from = marks[i]
 		}
 		if err := disk.begin(outs[i], from, within); err != nil {

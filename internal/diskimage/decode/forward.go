@@ -2,6 +2,7 @@ package decode
 
 import (
 	"bytes"
+	"context"
 	"io"
 
 	"vmimport/internal/diskimage"
@@ -9,8 +10,10 @@ import (
 
 // forward writes a disk that a parser takes apart as it comes.
 type forward struct {
+	ctx    context.Context
 	disk   *diskimage.Disk
 	file   *diskimage.File // nil if there is nothing to go back to
+	bufs   *buffers
 	parser diskimage.Parser
 	out    *writer
 
@@ -21,17 +24,30 @@ type forward struct {
 	high  int64 // where the last piece ended
 }
 
-func newForward(d *diskimage.Disk, f *diskimage.File) *forward { return &forward{disk: d, file: f} }
+// newForward looks at the front of the disk in f. Without f there is nothing to look
+// at yet.
+func newForward(ctx context.Context, d *diskimage.Disk, f *diskimage.File, bufs *buffers) (*forward, error) {
+	w := &forward{ctx: ctx, disk: d, file: f, bufs: bufs}
+	if f == nil {
+		return w, nil
+	}
+	head := make([]byte, min(headBytes, d.Size))
+	if n, err := d.Guest(f).ReadAt(head, 0); n < len(head) {
+		return nil, err
+	}
+	return w, diskimage.CheckGuest(head, nil)
+}
 
 func (f *forward) inOrder() bool { return true }
 
-func (f *forward) dataBytes() int64 { return f.disk.Size }
+func (f *forward) dataBytes(int64) int64 { return f.disk.Size }
 
 // begin goes on at a parser's position when the object has been taken up to at: what
 // lies between them is read again, or skipped.
 func (f *forward) begin(out io.WriterAt, from diskimage.Position, at int64) (err error) {
 	f.parser = f.disk.Parser(from)
-	f.out = newWriter(out, f.disk.Size, f.parser.Unpack)
+	f.out = f.bufs.writer(f.ctx, out, f.disk.Size, f.parser.Unpack)
+	f.out.watch()
 	if f.skip = max(0, from.Offset-at); from.Offset < at {
 		f.ahead, err = f.file.Read("the image", from.Offset, at-from.Offset)
 	}
@@ -116,7 +132,10 @@ func (f *forward) finish() (int64, error) {
 	if f.skip > 0 {
 		return 0, diskimage.ErrTruncated.Saw("%d bytes are missing at the end", f.skip)
 	}
-	return f.disk.Size, f.parser.End(f.ahead)
+	if err := f.parser.End(f.ahead); err != nil {
+		return 0, err
+	}
+	return f.disk.Size, diskimage.CheckGuest(f.out.head, f.out.tail)
 }
 
 func (f *forward) close() {}

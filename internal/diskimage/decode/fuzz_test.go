@@ -112,7 +112,7 @@ func outcome(t *testing.T, object []byte, limits formats.Limits, stop int) (stri
 		defer d.Close()
 		var outs []io.WriterAt
 		for i := range src.Disks {
-			if at == 0 {
+			if len(sinks) <= i {
 				size := src.Disks[i].Size
 				if size == 0 {
 					size = diskimage.VirtualSize(src.Content(i, limits))

@@ -8,6 +8,7 @@ import (
 	"vmimport/internal/diskimage"
 	"vmimport/internal/diskimage/formats"
 	"vmimport/internal/diskimage/gz"
+	"vmimport/internal/fault"
 )
 
 // contentBytes is how much of what is in gzip is handed on at a time.
@@ -17,6 +18,7 @@ const contentBytes = 1 << 20
 // runs beside take, in a goroutine of its own: a decompressor wants to read, and
 // take is called.
 type gunzip struct {
+	ctx   context.Context
 	part  *formats.Disk
 	limit int64 // of the content
 	inner content
@@ -37,22 +39,28 @@ type content interface {
 	close()
 }
 
-func newGunzip(ctx context.Context, part *formats.Disk, limit int64, opt Options) (*gunzip, error) {
-	g := &gunzip{part: part, limit: limit}
+func newGunzip(ctx context.Context, part *formats.Disk, limit int64, opt Options, bufs *buffers) *gunzip {
+	g := &gunzip{ctx: ctx, part: part, limit: limit}
 	switch {
 	case part.Format == diskimage.Raw:
-		g.inner = &rawContent{part: part}
+		g.inner = &rawContent{part: part, limits: opt.Limits}
 	case part.Parser != nil:
-		g.inner = &forwardContent{newForward(part.Disk, nil)}
+		f, _ := newForward(ctx, part.Disk, nil, bufs) // without a file it looks at nothing
+		g.inner = &forwardContent{f}
 	default:
 		g.inner = &spooled{ctx: ctx, part: part, limit: limit, opt: opt}
 	}
-	return g, nil
+	return g
 }
 
 func (g *gunzip) inOrder() bool { return g.inner.inOrder() }
 
-func (g *gunzip) dataBytes() int64 { return g.limit }
+func (g *gunzip) dataBytes(int64) int64 {
+	if g.part.Size > 0 {
+		return g.part.Size
+	}
+	return g.limit
+}
 
 func (g *gunzip) position() diskimage.Position { return diskimage.Position{} }
 
@@ -64,6 +72,11 @@ func (g *gunzip) begin(out io.WriterAt, _ diskimage.Position, _ int64) error {
 	g.quit, g.ended = make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(g.ended)
+		defer func() {
+			if p := recover(); p != nil {
+				g.err = fault.Panicked(p)
+			}
+		}()
 		g.err = g.unpack()
 	}()
 	return nil
@@ -73,6 +86,9 @@ func (g *gunzip) unpack() error {
 	r := gz.NewReader(&chunkReader{g: g}, g.limit)
 	buf := make([]byte, contentBytes)
 	for at := int64(0); ; {
+		if err := context.Cause(g.ctx); err != nil {
+			return err
+		}
 		n, err := io.ReadFull(r, buf)
 		if n > 0 {
 			if err := g.inner.take(at, buf[:n]); err != nil {
@@ -123,6 +139,8 @@ func (r *chunkReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// take waits until p has been used up. That ends soon after the context does: unpack
+// asks it, and p must not be read after take has returned.
 func (g *gunzip) take(_ int64, p []byte) error {
 	select {
 	case g.chunks <- p:
@@ -170,13 +188,17 @@ func (f forwardContent) begin(out io.WriterAt) error {
 	return f.forward.begin(out, diskimage.Position{}, 0)
 }
 
-// rawContent is a raw disk, whose size its end tells. It holds back the last sector:
-// if that is the footer of a fixed VHD, it is no part of the disk.
+// heldBack is what only the end of a raw disk tells from the disk itself: the footer of
+// a fixed VHD, and the sector before it, which may be another.
+const heldBack = 2 * diskimage.SectorBytes
+
+// rawContent is a raw disk, whose size its end tells. It holds back the last sectors.
 type rawContent struct {
-	part *formats.Disk
-	out  io.WriterAt
-	at   int64 // what was written
-	last []byte
+	part   *formats.Disk
+	limits formats.Limits
+	out    io.WriterAt
+	at     int64 // what was written
+	last   []byte
 }
 
 func (r *rawContent) inOrder() bool { return true }
@@ -189,7 +211,7 @@ func (r *rawContent) begin(out io.WriterAt) error {
 }
 
 func (r *rawContent) take(_ int64, p []byte) error {
-	if over := len(p) - diskimage.SectorBytes; over >= 0 {
+	if over := len(p) - heldBack; over >= 0 {
 		if err := r.write(r.last); err != nil {
 			return err
 		}
@@ -197,7 +219,7 @@ func (r *rawContent) take(_ int64, p []byte) error {
 		return r.write(p[:over])
 	}
 	r.last = append(r.last, p...)
-	over := max(0, len(r.last)-diskimage.SectorBytes)
+	over := max(0, len(r.last)-heldBack)
 	if err := r.write(r.last[:over]); err != nil {
 		return err
 	}
@@ -206,26 +228,44 @@ func (r *rawContent) take(_ int64, p []byte) error {
 }
 
 func (r *rawContent) write(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
 	n, err := r.out.WriteAt(p, r.at)
 	r.at += int64(n)
 	return err
 }
 
 func (r *rawContent) finish() (int64, error) {
-	if diskimage.IsVHDFooter(r.last) {
-		if err := diskimage.Check(r.part.Declared(), diskimage.VHD); err != nil {
+	body := max(0, len(r.last)-diskimage.SectorBytes)
+	found, trailer := diskimage.DetectTail(r.last[body:])
+	if !trailer {
+		found = diskimage.Raw
+	}
+	if err := diskimage.Check(r.part.Declared(), found); err != nil {
+		return 0, err
+	}
+	switch {
+	case !trailer:
+	case diskimage.IsVHDFooter(r.last[body:]):
+		r.part.Format, r.part.Variant = diskimage.VHD, "fixed"
+		r.last = r.last[:body]
+		if err := diskimage.CheckGuest(nil, r.last); err != nil {
 			return 0, err
 		}
-		r.part.Format, r.part.Variant = diskimage.VHD, "fixed"
-		r.last = nil
-	} else if err := diskimage.Check(r.part.Declared(), diskimage.Raw); err != nil {
+	case found == diskimage.VHD:
+		return 0, diskimage.ErrUnsupported.Saw("a footer of 511 bytes")
+	default:
+		return 0, diskimage.Refuse(found)
+	}
+	size := diskimage.VirtualSize(r.at + int64(len(r.last)))
+	if err := diskimage.CheckSize(size); err != nil {
 		return 0, err
 	}
-	if err := r.write(r.last); err != nil {
+	if err := r.limits.Check(size); err != nil {
 		return 0, err
 	}
-	size := diskimage.VirtualSize(r.at)
-	return size, diskimage.CheckSize(size)
+	return size, r.write(r.last)
 }
 
 // spooled is an image whose tables have to be known before anything can be written.
@@ -236,10 +276,9 @@ type spooled struct {
 	limit int64
 	opt   Options
 
-	file   Spool
-	size   int64
-	out    io.WriterAt
-	mapped disk
+	file Spool
+	size int64
+	out  io.WriterAt
 }
 
 func (s *spooled) inOrder() bool { return false }
@@ -260,7 +299,7 @@ func (s *spooled) finish() (int64, error) {
 	if s.opt.Converting != nil {
 		s.opt.Converting()
 	}
-	f := diskimage.NewFile(s.file, s.size)
+	f := diskimage.NewFile(interruptible{s.ctx, s.file}, s.size)
 	// What it is was found at its front; its end may say otherwise.
 	src, err := formats.Open(f, diskimage.Declared{Format: s.part.Format}, s.opt.Limits)
 	if err != nil {
@@ -276,9 +315,6 @@ func (s *spooled) finish() (int64, error) {
 	}
 	buf := make([]byte, contentBytes)
 	for off := int64(0); off < s.size; off += contentBytes {
-		if err := context.Cause(s.ctx); err != nil {
-			return 0, err
-		}
 		p := buf[:min(contentBytes, s.size-off)]
 		if err := f.ReadInto("the unpacked image", off, p); err != nil {
 			return 0, err
@@ -293,6 +329,19 @@ func (s *spooled) finish() (int64, error) {
 	}
 	s.part.Variant = src.Disks[0].Variant
 	return sizes[0], nil
+}
+
+// interruptible is a file that cannot be read any more when ctx is over.
+type interruptible struct {
+	ctx context.Context
+	io.ReaderAt
+}
+
+func (r interruptible) ReadAt(p []byte, off int64) (int, error) {
+	if err := context.Cause(r.ctx); err != nil {
+		return 0, err
+	}
+	return r.ReaderAt.ReadAt(p, off)
 }
 
 func (s *spooled) close() {

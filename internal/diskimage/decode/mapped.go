@@ -14,69 +14,109 @@ import (
 const maxStragglers = 1024
 
 // mapped writes a disk whose tables say where everything is.
+//
+// It keeps tables and runs only while its file passes by: an archive may have many
+// disks.
 type mapped struct {
-	disk *diskimage.Disk
-	file *diskimage.File
-	plan *plan
-	out  *writer
+	ctx    context.Context
+	reader func(*diskimage.File) (*diskimage.Disk, error)
+	file   *diskimage.File
+	size   int64 // of the disk
+	survey survey
 
+	dest io.WriterAt
+	from int64 // where the first chunk begins
+	bufs *buffers
+	done bool
+
+	plan   *plan // nil unless the file is passing by
+	out    *writer
 	active []run  // begun and not ended, in the file's order
 	tail   []byte // the file from tailAt to where the next chunk begins
 	tailAt int64
 	parts  []part
 }
 
-func newMapped(ctx context.Context, d *diskimage.Disk, f *diskimage.File) (*mapped, error) {
-	p, err := newPlan(ctx, d, f.Size(), usual)
+// tableReads is how many reads of its tables a file of that size may need: one for each
+// 64 KiB of it, which is about what tables of scattered clusters need, and some.
+func tableReads(size int64) int64 { return 64<<10 + size>>16 }
+
+// newMapped reads all tables of the disk in f, which reader opens. If alone is false, there are others in
+// the object, and what was read is read again when its turn comes.
+func newMapped(ctx context.Context, f *diskimage.File, reader func(*diskimage.File) (*diskimage.Disk, error), alone bool, bufs *buffers) (*mapped, error) {
+	m := &mapped{ctx: ctx, reader: reader, file: f.AtMost(tableReads(f.Size())), bufs: bufs}
+	d, err := reader(m.file)
 	if err != nil {
 		return nil, err
 	}
-	return &mapped{disk: d, file: f, plan: p}, nil
+	m.size = d.Size
+	p, s, err := newPlan(ctx, d, f.Size(), usual)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkGuest(d, m.file); err != nil {
+		return nil, err
+	}
+	if m.survey = *s; alone {
+		m.plan = p
+	}
+	return m, nil
 }
 
-func (m *mapped) inOrder() bool { return m.plan.inOrder }
+func (m *mapped) inOrder() bool { return m.survey.inOrder }
 
-func (m *mapped) dataBytes() int64 { return m.plan.bytes }
+func (m *mapped) dataBytes(unit int64) int64 { return m.survey.units.bytes(unit) }
 
-// begin goes on when an earlier decoder has taken everything up to at. Of runs that
-// lie across it, that one has written plain ones up to there, and of packed ones
-// nothing: what they have before it is read again.
 func (m *mapped) begin(out io.WriterAt, _ diskimage.Position, at int64) error {
-	m.out = newWriter(out, m.disk.Size, m.disk.Map.Unpack)
-	m.tailAt = at
-	for {
-		r, ok, err := m.plan.before(at)
-		switch {
-		case err != nil:
+	m.dest, m.from, m.done = out, at, at == m.file.Size()
+	return nil
+}
+
+// open is called when the file begins to pass by, at an offset up to which an earlier
+// decoder has taken everything. Of runs that lie across it, that one has written
+// plain ones up to there, and of packed ones nothing: what they have before it is read
+// again.
+func (m *mapped) open() (err error) {
+	if m.plan == nil {
+		d, err := m.reader(m.file)
+		if err != nil {
 			return err
-		case !ok:
-			return m.readTail(at)
-		case r.end() > at:
-			if m.active = append(m.active, r); len(m.active) > maxStragglers {
-				return errShared(at)
-			}
+		}
+		m.plan = &plan{ctx: m.ctx, disk: d, size: m.file.Size(), most: usual, cuts: m.survey.cuts}
+	}
+	m.out = m.bufs.writer(m.ctx, m.dest, m.size, m.plan.disk.Map.Unpack)
+	if m.active, err = m.plan.skip(m.from); err != nil {
+		return err
+	}
+	m.tailAt = m.from
+	for _, r := range m.active {
+		if r.packed > 0 {
+			m.tailAt = min(m.tailAt, r.file)
 		}
 	}
+	m.tail, err = m.file.Read("compressed data", m.tailAt, m.from-m.tailAt)
+	return err
+}
+
+// shut lets go of what was needed while the file passed by.
+func (m *mapped) shut() {
+	m.done = true
+	m.plan, m.out, m.active, m.tail, m.parts = nil, nil, nil, nil, nil
 }
 
 func errShared(off int64) error {
 	return diskimage.ErrShared.Saw("more than %d parts of the disk share the data at %d", maxStragglers, off)
 }
 
-func (m *mapped) readTail(end int64) (err error) {
-	for _, r := range m.active {
-		if r.packed > 0 {
-			m.tailAt = min(m.tailAt, r.file)
-		}
-	}
-	m.tail, err = m.file.Read("compressed data", m.tailAt, end-m.tailAt)
-	return err
-}
-
 func (m *mapped) position() diskimage.Position { return diskimage.Position{} }
 
 // take writes what the chunk p at off holds, and what it completes.
 func (m *mapped) take(off int64, p []byte) error {
+	if m.out == nil {
+		if err := m.open(); err != nil {
+			return err
+		}
+	}
 	end := off + int64(len(p))
 	for {
 		r, ok, err := m.plan.before(end)
@@ -99,6 +139,10 @@ func (m *mapped) take(off int64, p []byte) error {
 	m.active = slices.DeleteFunc(m.active, func(r run) bool { return r.end() <= end })
 	if len(m.active) > maxStragglers {
 		return errShared(end)
+	}
+	if end == m.file.Size() {
+		m.shut()
+		return nil
 	}
 	m.keep(off, p)
 	return nil
@@ -152,15 +196,29 @@ func (m *mapped) keep(off int64, p []byte) {
 	m.tailAt = from
 }
 
-// finish fails if the object ended before the runs did.
+// finish fails if the object ended before the file did.
 func (m *mapped) finish() (int64, error) {
-	if _, more, err := m.plan.before(m.file.Size()); more || len(m.active) > 0 || err != nil {
-		if err == nil {
-			err = diskimage.ErrTruncated.Saw("data behind the end of the file")
-		}
-		return 0, err
+	if !m.done {
+		return 0, diskimage.ErrTruncated.Saw("the image goes on behind the end of the object")
 	}
-	return m.disk.Size, nil
+	return m.size, nil
 }
 
-func (m *mapped) close() {}
+func (m *mapped) close() { m.shut() }
+
+// checkGuest looks at both ends of a mapped disk.
+func checkGuest(d *diskimage.Disk, f *diskimage.File) error {
+	if d.Format == diskimage.Raw {
+		return nil // it was looked at when the format was found
+	}
+	guest := d.Guest(f)
+	head := make([]byte, min(headBytes, d.Size))
+	tail := make([]byte, diskimage.SectorBytes)
+	if n, err := guest.ReadAt(head, 0); n < len(head) {
+		return err
+	}
+	if n, err := guest.ReadAt(tail, d.Size-diskimage.SectorBytes); n < len(tail) {
+		return err
+	}
+	return diskimage.CheckGuest(head, tail)
+}

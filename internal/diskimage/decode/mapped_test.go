@@ -2,15 +2,23 @@ package decode
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"iter"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"vmimport/internal/diskimage"
 	"vmimport/internal/diskimage/imagetest"
+	"vmimport/internal/fault"
 )
+
+// is returns the reader of a file that holds d.
+func is(d *diskimage.Disk) func(*diskimage.File) (*diskimage.Disk, error) {
+	return func(*diskimage.File) (*diskimage.Disk, error) { return d, nil }
+}
 
 // take gives file[from:to] to d in chunks of n bytes.
 func take(d disk, file []byte, from, to, n int) error {
@@ -30,7 +38,7 @@ func TestMappedInAnyChunks(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		file, d, want := layout(rng, 512*(2+rng.IntN(5)), 60)
 		for _, n := range []int{1 + rng.IntN(40), 512, 4096, len(file)} {
-			m, err := newMapped(t.Context(), d, imagetest.Of(file))
+			m, err := newMapped(t.Context(), imagetest.Of(file), is(d), true, newBuffers())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -59,11 +67,11 @@ func TestMappedGoesOn(t *testing.T) {
 	file, d, want := layout(rng, 1024, 40)
 	for stop := 0; stop <= len(file); stop += 1 + rng.IntN(97) {
 		out := newCanvas(d.Size)
-		first, err := newMapped(t.Context(), d, imagetest.Of(file))
+		first, err := newMapped(t.Context(), imagetest.Of(file), is(d), stop%2 == 0, newBuffers())
 		if err != nil {
 			t.Fatal(err)
 		}
-		second, err := newMapped(t.Context(), d, imagetest.Of(file))
+		second, err := newMapped(t.Context(), imagetest.Of(file), is(d), stop%3 == 0, newBuffers())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +93,7 @@ func TestMappedGoesOn(t *testing.T) {
 func TestMappedEndsEarly(t *testing.T) {
 	t.Parallel()
 	file, d, _ := layout(rand.New(rand.NewPCG(3, 3)), 1024, 10)
-	m, err := newMapped(t.Context(), d, imagetest.Of(file))
+	m, err := newMapped(t.Context(), imagetest.Of(file), is(d), true, newBuffers())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,16 +127,20 @@ func TestOrder(t *testing.T) {
 		{"overlapping", []diskimage.Extent{plain(0, 512), plain(512, 600)}, false},
 		{"packed with slack", []diskimage.Extent{packed(0, 0, 512), packed(512, 300, 512)}, true},
 		{"packed at one place", []diskimage.Extent{packed(0, 300, 512), packed(512, 300, 512)}, false},
+		{"packed in packed", []diskimage.Extent{packed(0, 0, 1024), packed(512, 100, 100)}, false},
+		{"plain in packed", []diskimage.Extent{packed(0, 0, 1024), plain(512, 256)}, false},
+		{"packed behind plain", []diskimage.Extent{plain(0, 0), packed(512, 512, 100)}, true},
+		{"packed in plain", []diskimage.Extent{plain(0, 0), packed(512, 500, 100)}, false},
 	} {
-		p, err := newPlan(t.Context(), &diskimage.Disk{Size: 4096, Map: table{extents: tt.extents}}, 1<<20, usual)
+		_, s, err := newPlan(t.Context(), &diskimage.Disk{Size: 4096, Map: table{extents: tt.extents}}, 1<<20, usual)
 		if err != nil {
 			t.Fatalf("%s: %v", tt.name, err)
 		}
-		if p.inOrder != tt.want {
-			t.Errorf("%s: in order %v", tt.name, p.inOrder)
+		if s.inOrder != tt.want {
+			t.Errorf("%s: in order %v", tt.name, s.inOrder)
 		}
-		if want := int64(len(tt.extents)) * 512; p.bytes != want {
-			t.Errorf("%s: %d bytes of data, want %d", tt.name, p.bytes, want)
+		if want := int64(min(len(tt.extents), 1)) * 4096; s.units.bytes(4096) != want {
+			t.Errorf("%s: %d bytes of data, want %d", tt.name, s.units.bytes(4096), want)
 		}
 	}
 }
@@ -159,7 +171,7 @@ func TestWindows(t *testing.T) {
 	const units = 3<<14 + 5
 	s := &scattered{unit: 512, units: units, place: func(i int64) int64 { return units - 1 - i }}
 	d := &diskimage.Disk{Size: units * 512, Map: s}
-	p, err := newPlan(t.Context(), d, units*512, most)
+	p, survey, err := newPlan(t.Context(), d, units*512, most)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +193,7 @@ func TestWindows(t *testing.T) {
 	if s.scans < 4 || s.scans > 8 {
 		t.Errorf("the tables were read %d times", s.scans)
 	}
-	if p.inOrder {
+	if survey.inOrder {
 		t.Error("a reversed disk is said to be in order")
 	}
 }
@@ -202,11 +214,13 @@ func TestPlanRefuses(t *testing.T) {
 		{"packed bomb", repeated{1 << 13}, 1 << 42, 1 << 10, diskimage.ErrShared},
 		{"outside of the file", table{extents: []diskimage.Extent{{Length: 512, File: 600, Stored: 512}}}, 4096, 1024, diskimage.ErrCorrupt},
 		{"outside of the disk", table{extents: []diskimage.Extent{{Guest: 4096, Length: 512, Stored: 512}}}, 4096, 1024, diskimage.ErrCorrupt},
+		{"out of order", table{extents: []diskimage.Extent{{Guest: 512, Length: 512, Stored: 512}, {Guest: 0, Length: 512, Stored: 512}}}, 4096, 1024, diskimage.ErrCorrupt},
+		{"overlapping", table{extents: []diskimage.Extent{{Length: 1024, Stored: 1024}, {Guest: 512, Length: 512, Stored: 512}}}, 4096, 1024, diskimage.ErrCorrupt},
 		{"lengths that overflow", table{extents: []diskimage.Extent{{Length: 1 << 62, File: 1 << 62, Stored: 1 << 62}}}, 4096, 1024, diskimage.ErrCorrupt},
 		{"long packed part", table{extents: []diskimage.Extent{{Length: 4 << 20, Stored: 5, Packed: true}}}, 8 << 20, 1024, diskimage.ErrCorrupt},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			if _, err := newPlan(t.Context(), &diskimage.Disk{Size: tt.size, Map: tt.m}, tt.bytes, most); !errors.Is(err, tt.want) {
+			if _, _, err := newPlan(t.Context(), &diskimage.Disk{Size: tt.size, Map: tt.m}, tt.bytes, most); !errors.Is(err, tt.want) {
 				t.Errorf("newPlan: %v, want %v", err, tt.want)
 			}
 		})
@@ -233,13 +247,13 @@ func (repeated) Unpack([]byte, []byte) error { return nil }
 func TestShared(t *testing.T) {
 	t.Parallel()
 	file := bytes.Repeat([]byte("abcdefgh"), 1<<10)
-	share := func(n int) error {
+	share := func(n, length, alike int) error {
 		extents := make([]diskimage.Extent, n)
 		for i := range extents {
-			extents[i] = diskimage.Extent{Guest: int64(i) * 64, Length: 64, File: int64(i % 8), Stored: 64}
+			extents[i] = diskimage.Extent{Guest: int64(i * length), Length: int64(length), File: int64(i / alike), Stored: int64(length)}
 		}
-		d := &diskimage.Disk{Size: 64 * int64(n), Map: table{extents: extents}}
-		m, err := newMapped(t.Context(), d, imagetest.Of(file))
+		d := &diskimage.Disk{Size: int64(n * length), Map: table{extents: extents}}
+		m, err := newMapped(t.Context(), imagetest.Of(file), is(d), true, newBuffers())
 		if err != nil {
 			return err
 		}
@@ -251,20 +265,77 @@ func TestShared(t *testing.T) {
 			return err
 		}
 		for i, e := range extents {
-			if !bytes.Equal(out.data[i*64:][:64], file[e.File:][:64]) {
+			if !bytes.Equal(out.data[i*length:][:length], file[e.File:][:length]) {
 				return fmt.Errorf("part %d differs", i)
 			}
 		}
 		_, err = m.finish()
 		return err
 	}
-	if err := share(1000); err != nil {
+	if err := share(800, 64, 8); err != nil {
 		t.Error(err)
 	}
-	if err := share(1900); !errors.Is(err, diskimage.ErrShared) {
-		t.Errorf("1900 parts in one place: %v", err)
+	if err := share(800, 64, 17); !errors.Is(err, diskimage.ErrShared) {
+		t.Errorf("17 parts that are the same: %v", err)
+	}
+	if err := share(1200, 90, 13); !errors.Is(err, diskimage.ErrShared) {
+		t.Errorf("more than 1024 parts at one place: %v", err)
 	}
 }
+
+// A chunk that unpacks to much more than itself is given up when its import is.
+func TestChunkIsGivenUp(t *testing.T) {
+	t.Parallel()
+	const units = 1 << 12
+	var extents []diskimage.Extent
+	file := make([]byte, 2*units)
+	for i := range int64(units) {
+		copy(file[2*i:], "pz")
+		extents = append(extents, diskimage.Extent{Guest: i << 20, Length: 1 << 20, File: 2 * i, Stored: 2, Packed: true})
+	}
+	d := &diskimage.Disk{Size: units << 20, Map: table{extents: extents}}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	m, err := newMapped(ctx, imagetest.Of(file), is(d), true, newBuffers())
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone, wrote := errors.New("gone"), 0
+	if err := m.begin(writerFunc(func(p []byte) { wrote++; cancel(gone) }), diskimage.Position{}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.take(0, file); !errors.Is(err, gone) || wrote > 1 {
+		t.Fatalf("take, with %d writes: %v", wrote, err)
+	}
+}
+
+type writerFunc func([]byte)
+
+func (f writerFunc) WriteAt(p []byte, _ int64) (int, error) {
+	f(p)
+	return len(p), nil
+}
+
+// A reader that panics ends its own import, in whatever goroutine that is.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	file := make([]byte, 1024)
+	d := &diskimage.Disk{Size: 1 << 20, Map: bug{table{extents: []diskimage.Extent{{Guest: 1 << 19, Length: 4096, Stored: 100, Packed: true}}}}}
+	m, err := newMapped(t.Context(), imagetest.Of(file), is(d), true, newBuffers())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.begin(newCanvas(d.Size), diskimage.Position{}, 0); err != nil {
+		t.Fatal(err)
+	}
+	err = m.take(0, file)
+	if fault.KindOf(err) != fault.Internal || !strings.Contains(err.Error(), "a bug") {
+		t.Fatalf("take: %v", err)
+	}
+}
+
+type bug struct{ table }
+
+func (bug) Unpack([]byte, []byte) error { panic("a bug") }
 
 type failing struct{ error }
 
@@ -275,7 +346,7 @@ func TestWriteFails(t *testing.T) {
 	full := errors.New("full")
 	for seed := range uint64(10) {
 		file, d, _ := layout(rand.New(rand.NewPCG(seed, 9)), 4096, 200)
-		m, err := newMapped(t.Context(), d, imagetest.Of(file))
+		m, err := newMapped(t.Context(), imagetest.Of(file), is(d), true, newBuffers())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -296,7 +367,7 @@ func TestUnpackFails(t *testing.T) {
 			file[e.File] = 'x'
 		}
 	}
-	m, err := newMapped(t.Context(), d, imagetest.Of(file))
+	m, err := newMapped(t.Context(), imagetest.Of(file), is(d), true, newBuffers())
 	if err != nil {
 		t.Fatal(err)
 	}

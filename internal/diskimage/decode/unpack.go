@@ -1,10 +1,14 @@
 package decode
 
 import (
+	"context"
 	"io"
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"vmimport/internal/diskimage"
+	"vmimport/internal/fault"
 )
 
 const (
@@ -23,16 +27,33 @@ type part struct {
 	packed bool
 }
 
+// buffers are what groups are unpacked into. All disks of a Decoder share them, for
+// they are written one after the other.
+type buffers struct {
+	slots chan []byte
+	made  bool
+}
+
+func newBuffers() *buffers { return &buffers{slots: make(chan []byte, 2*workers())} }
+
+func workers() int { return min(runtime.GOMAXPROCS(0), maxWorkers) }
+
+// headBytes is how much of a disk's front may tell that it is an image.
+const headBytes = 64 << 10
+
 // writer unpacks parts on all cores, and writes them in the order in which they
-// come, from one goroutine.
+// come, from one goroutine. It is of no use after an error.
 type writer struct {
+	*buffers
+	ctx    context.Context
 	out    io.WriterAt
 	size   int64 // of the disk; what lies behind it is dropped
 	unpack func(dst, src []byte) error
-
 	groups []group
-	slots  chan []byte // buffers of groups
-	made   int         // how many there are
+
+	// Both ends of the disk, as far as they were written here, for who cannot look
+	// at them before. They are nil where nobody wants them.
+	head, tail []byte
 }
 
 // group is a row of parts that are unpacked into one buffer, or one part that is
@@ -45,11 +66,15 @@ type group struct {
 	err    error
 }
 
-func newWriter(out io.WriterAt, size int64, unpack func(dst, src []byte) error) *writer {
-	return &writer{out: out, size: size, unpack: unpack, slots: make(chan []byte, 2*workers())}
+func (b *buffers) writer(ctx context.Context, out io.WriterAt, size int64, unpack func(dst, src []byte) error) *writer {
+	if !b.made {
+		b.made = true
+		for range cap(b.slots) {
+			b.slots <- nil // made when it is needed
+		}
+	}
+	return &writer{buffers: b, ctx: ctx, out: out, size: size, unpack: unpack}
 }
-
-func workers() int { return min(runtime.GOMAXPROCS(0), maxWorkers) }
 
 // write returns when all parts are written, or with the first error. It keeps
 // nothing of what they point to.
@@ -110,16 +135,28 @@ func (w *writer) work(next *atomic.Int64, quit <-chan struct{}) {
 		if cap(buf) < g.length {
 			buf = make([]byte, max(g.length, groupBytes))
 		}
-		g.buf, g.err = buf[:g.length], nil
-		at := 0
-		for _, p := range g.parts {
-			if g.err = w.unpack(g.buf[at:at+p.length], p.data); g.err != nil {
-				break
-			}
-			at += p.length
-		}
+		g.buf = buf[:g.length]
+		g.err = w.fill(g)
 		close(g.done)
 	}
+}
+
+// fill unpacks the parts of a group. A panic in there is the end of this import, and
+// not of the others that run beside it.
+func (w *writer) fill(g *group) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fault.Panicked(p)
+		}
+	}()
+	at := 0
+	for _, p := range g.parts {
+		if err := w.unpack(g.buf[at:at+p.length], p.data); err != nil {
+			return err
+		}
+		at += p.length
+	}
+	return nil
 }
 
 // claim returns the next group that is to be unpacked, if there is one.
@@ -135,13 +172,13 @@ func (w *writer) claim(next *atomic.Int64) *group {
 	}
 }
 
-// emit writes all groups in their order.
+// emit writes all groups in their order, or as many as there are before the context
+// ends: a chunk may unpack to gigabytes.
 func (w *writer) emit() error {
-	for ; w.made < cap(w.slots); w.made++ {
-		w.slots <- nil // made when it is needed
-	}
-	var failed error
 	for i := range w.groups {
+		if err := context.Cause(w.ctx); err != nil {
+			return err
+		}
 		g := &w.groups[i]
 		if g.done == nil {
 			if err := w.put(g.parts[0].data, g.parts[0].guest); err != nil {
@@ -150,13 +187,13 @@ func (w *writer) emit() error {
 			continue
 		}
 		<-g.done
-		if failed = g.err; failed == nil {
-			failed = w.put(g.buf, g.parts[0].guest)
+		if g.err != nil {
+			return g.err
+		}
+		if err := w.put(g.buf, g.parts[0].guest); err != nil {
+			return err
 		}
 		w.slots <- g.buf
-		if failed != nil {
-			return failed
-		}
 	}
 	return nil
 }
@@ -165,6 +202,25 @@ func (w *writer) put(p []byte, guest int64) error {
 	if over := guest + int64(len(p)) - w.size; over > 0 {
 		p = p[:int64(len(p))-over]
 	}
+	if w.head != nil {
+		w.note(p, guest)
+	}
 	_, err := w.out.WriteAt(p, guest)
 	return err
+}
+
+// watch keeps both ends of the disk as they are written.
+func (w *writer) watch() {
+	w.head, w.tail = make([]byte, min(headBytes, w.size)), make([]byte, diskimage.SectorBytes)
+}
+
+func (w *writer) note(p []byte, guest int64) {
+	if guest < int64(len(w.head)) {
+		copy(w.head[guest:], p)
+	}
+	last := w.size - diskimage.SectorBytes
+	if end := guest + int64(len(p)); end > last {
+		from := max(last, guest)
+		copy(w.tail[from-last:], p[from-guest:])
+	}
 }

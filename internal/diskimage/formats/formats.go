@@ -92,7 +92,8 @@ func (l Limits) bytes() int64 {
 	return min(l.MaxDisk, diskimage.MaxDiskBytes)
 }
 
-func (l Limits) check(size int64) error {
+// Check fails with diskimage.ErrTooLarge if a disk of size bytes is not within them.
+func (l Limits) Check(size int64) error {
 	if size > l.bytes() {
 		return diskimage.ErrTooLarge.Saw("%d bytes, at most %d are allowed", size, l.bytes())
 	}
@@ -116,20 +117,12 @@ func Open(f *diskimage.File, d diskimage.Declared, limits Limits) (*Source, erro
 	case diskimage.Gzip:
 		err = src.openGzip(d.Format, limits)
 	case diskimage.OVA:
-		err = src.openArchive()
+		err = src.openArchive(limits)
 	default:
-		var disk *diskimage.Disk
-		if disk, err = OpenDisk(f, format); err == nil {
-			src.Disks = []Disk{{Disk: disk, length: f.Size()}}
-		}
+		err = src.openPlain(limits)
 	}
 	if err != nil {
 		return nil, err
-	}
-	for _, disk := range src.Disks {
-		if err := limits.check(disk.Size); err != nil {
-			return nil, err
-		}
 	}
 	return src, nil
 }
@@ -145,6 +138,15 @@ func OpenDisk(f *diskimage.File, format diskimage.Format) (*diskimage.Disk, erro
 		return nil, err
 	}
 	return d, diskimage.CheckSize(d.Size)
+}
+
+func (s *Source) openPlain(limits Limits) error {
+	disk, err := OpenDisk(s.file, s.Format)
+	if err != nil {
+		return err
+	}
+	s.Disks = []Disk{{Disk: disk, length: s.file.Size()}}
+	return limits.Check(disk.Size)
 }
 
 // headBytes is how much of what is in gzip is looked at: what a VMDK needs, which is
@@ -181,16 +183,16 @@ func (s *Source) openGzip(declared diskimage.Format, limits Limits) error {
 		switch stream, err := vmdk.OpenStream(head); {
 		case err == nil:
 			disk = stream
-		case !errors.Is(err, diskimage.ErrUnsupported): // a sparse one, perhaps
+		case vmdk.IsStream(head) || !errors.Is(err, diskimage.ErrUnsupported):
 			return err
 		}
 	}
 	s.Disks = []Disk{{Disk: disk, Gzip: true, length: s.file.Size(), declared: declared}}
-	return nil
+	return limits.Check(disk.Size)
 }
 
 // openArchive opens the disks of an OVA.
-func (s *Source) openArchive() error {
+func (s *Source) openArchive(limits Limits) error {
 	archive, err := ova.Open(s.file)
 	if err != nil {
 		return err
@@ -201,6 +203,9 @@ func (s *Source) openArchive() error {
 	}
 	for i, m := range archive.Disks {
 		disk, err := openMember(s.file.Section(m.Offset, m.Size))
+		if err == nil {
+			err = limits.Check(disk.Size)
+		}
 		if err != nil {
 			return inArchive(i+1, err)
 		}
@@ -229,6 +234,18 @@ func inArchive(n int, err error) error {
 	return fmt.Errorf("disk %d of the archive: %w", n, err)
 }
 
+// Bound is the size of disk i, or where that is not known yet the largest that it may
+// turn out to have.
+func (s *Source) Bound(i int, limits Limits) int64 {
+	switch d := &s.Disks[i]; {
+	case d.Size > 0:
+		return d.Size
+	case d.Format == diskimage.Raw:
+		return min(diskimage.VirtualSize(s.Content(i, limits)), limits.bytes())
+	}
+	return limits.bytes()
+}
+
 // Content bounds what the gzip file of disk i may unpack to: by what DEFLATE can
 // do, and by the disk that is allowed, with some room for the tables of its format.
 func (s *Source) Content(i int, limits Limits) int64 {
@@ -240,7 +257,7 @@ func (s *Source) Content(i int, limits Limits) int64 {
 	if d.Format != diskimage.Raw {
 		size += size/16 + 128<<20
 	} else {
-		size += diskimage.SectorBytes // the footer of a fixed VHD
+		size += 2 * diskimage.SectorBytes // the footer of a fixed VHD, and to see that there is more
 	}
 	return min(size, gz.MaxContent(d.length))
 }

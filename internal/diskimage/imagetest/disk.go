@@ -19,11 +19,12 @@ const (
 	longestRun  = 4 << 20
 )
 
-// Disk makes a large guest for benchmarks at path: a raw file of size bytes, of
-// which 30 % are contents of files, 30 % random bytes, which nothing packs, and the
-// rest holes. They alternate as on a disk that was in use for a while. The files are
-// those of the Go installation, sources and programs, one behind the other and again
-// from the first. With the same installation the same size makes the same disk.
+// Disk makes a large guest for benchmarks at path: a raw file of size bytes, which are
+// some MiB at least. 30 % of it are contents of files, 30 % random bytes, which nothing
+// packs, and the rest holes. They alternate as on a disk that was in use for a while.
+// The files are those of the Go installation, sources and programs, one behind the
+// other and again from the first. The same size makes the same disk, as long as the
+// installation is the same.
 func Disk(t testing.TB, path string, size int64) {
 	t.Helper()
 	files := &endless{paths: installation(t)}
@@ -61,11 +62,9 @@ func Disk(t testing.TB, path string, size int64) {
 		}
 		off, k.left = off+n, k.left-n
 	}
-	if size >= longestRun {
-		// Without it chance decides what the disk is taken for.
-		if _, err := f.WriteAt(BootSector(2048, uint32(size/512-2048)), 0); err != nil {
-			t.Fatal(err)
-		}
+	// Without it chance would decide what the disk is taken for.
+	if _, err := f.WriteAt(BootSector(2048, uint32(size/512-2048)), 0); err != nil {
+		t.Fatal(err)
 	}
 }
 

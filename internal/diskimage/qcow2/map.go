@@ -67,7 +67,7 @@ func (w *walk) all() error {
 	if err != nil {
 		return err
 	}
-	err = w.readTables(l1, int(w.from/w.tableSpan()), func(i int, table []byte) error {
+	err = w.eachTable(l1, int(w.from/w.tableSpan()), func(i int, table []byte) error {
 		guest := int64(i) * w.tableSpan()
 		if skip := (w.from - guest) / w.cluster; skip > 0 {
 			guest += skip * w.cluster

@@ -1,170 +1,180 @@
 package qcow2
 
 import (
-	"encoding/binary"
+	"cmp"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"vmimport/internal/diskimage"
 )
 
-// How L2 tables are read. A table of the usual 64 KiB maps 512 MiB of the disk, and
-// lies somewhere among the data, or beside the others if they were allocated ahead.
+// How tables are read that lie anywhere in the file. Each read may be a request to an
+// object store, which takes as long as some 64 KiB more of any other request do.
 const (
-	// firstBatchBytes is how much is read before the first extent: one who looks
-	// at a single place of the disk waits for no more. Each batch has twice the
-	// bytes of the one before, up to maxBatchBytes.
-	firstBatchBytes = 256 << 10
-	maxBatchBytes   = 4 << 20
-	// maxReadBytes is the longest read of several tables.
-	maxReadBytes = 1 << 20
-	// maxGapBytes is what is read in vain between two tables if that saves a read:
-	// those of small clusters lie as near to each other as that.
+	// firstBatchBytes is how many bytes of tables are read before the first extent:
+	// one who looks at a single place of the disk waits for no more. Each batch has
+	// batchGrowth times the bytes of the one before, up to maxBatchBytes. The more
+	// there are in a batch, the nearer to each other they lie.
+	firstBatchBytes = 64 << 10
+	batchGrowth     = 4
+	maxBatchBytes   = diskimage.MaxTableBytes / 2
+	// readsAtOnce is how many reads are under way, and maxReadBytes the longest of
+	// several tables: all together they need what a batch leaves of MaxTableBytes.
+	readsAtOnce  = 16
+	maxReadBytes = (diskimage.MaxTableBytes - maxBatchBytes) / readsAtOnce
+	// maxGapBytes is what is read in vain between two tables if that saves a read.
 	maxGapBytes = 64 << 10
-	// readsAtOnce is how many reads are under way: an object store is far away.
-	readsAtOnce = 16
+
+	// maxWork bounds the cost of a walk in multiples of the file's size. A read costs
+	// its bytes, and maxGapBytes for itself; a batch costs at most 5/4 of the file,
+	// and so do all batches together where tables come by rising offset. In whatever
+	// order they are, neither 64 MiB of tables nor any that come with 4 KiB of data
+	// each meet the bound.
+	maxWork = 16
+	// freeWork is what a file of any size may cost.
+	freeWork = 4 << 20
 )
 
-// tables returns the offsets of the L2 tables, 0 where there is none. They are
-// aligned, lie in the file and do not overlap, so that to read all of them is not
-// more than to read the file.
-func (m *clusterMap) tables() ([]int64, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.l1 != nil {
-		return m.l1, nil
-	}
-	b, err := m.file.Read("the L1 table", m.l1Offset, m.l1Entries()*8)
-	if err != nil {
-		return nil, err
-	}
-	l1 := make([]int64, len(b)/8)
-	for i := range l1 {
-		if l1[i], err = m.tableOffset(i, binary.BigEndian.Uint64(b[8*i:])); err != nil {
-			return nil, err
-		}
-	}
-	used := slices.DeleteFunc(slices.Clone(l1), func(off int64) bool { return off == 0 })
-	slices.Sort(used)
-	for i := 1; i < len(used); i++ {
-		if used[i] == used[i-1] {
-			return nil, diskimage.ErrCorrupt.Saw("the L2 table at %d is used twice", used[i])
-		}
-	}
-	m.l1 = l1
-	return l1, nil
-}
-
-// tableOffset returns the offset of an L2 table from entry i of the L1 table.
-func (m *clusterMap) tableOffset(i int, e uint64) (int64, error) {
-	off := int64(e & offsetMask)
-	switch {
-	case e&^(offsetMask|entryCopied) != 0 || off%m.cluster != 0:
-		return 0, diskimage.ErrCorrupt.Saw("L1 entry %d is %#x", i, e)
-	case off == 0:
-		return 0, nil
-	case off < m.l1Offset+m.l1Entries()*8 && m.l1Offset < off+m.cluster:
-		return 0, diskimage.ErrCorrupt.Saw("an L2 table at %d, within the L1 table", off)
-	case !m.file.Has(off, m.cluster):
-		return 0, diskimage.ErrTruncated.Saw("an L2 table has %d bytes at %d, the file ends at %d", m.cluster, off, m.file.Size())
-	}
-	return off, nil
-}
-
-// tableBytes is the length of as much of L2 table i as maps the disk: of the last
-// table, it is often little.
-func (m *clusterMap) tableBytes(i int) int64 {
-	clusters := (m.size-int64(i)*m.tableSpan()-1)/m.cluster + 1
-	return min(m.cluster, clusters*m.entryBytes())
-}
-
-// readTables calls visit with each L2 table there is, in the order of the disk and
-// from entry i of the L1 table on. A table is valid during the call.
-func (m *clusterMap) readTables(l1 []int64, i int, visit func(i int, table []byte) error) error {
-	b := batch{gaps: m.file.Size()}
-	for limit := int64(firstBatchBytes); ; limit = min(2*limit, maxBatchBytes) {
-		i = b.plan(m, l1, i, limit)
+// readTables calls visit with each table from entry i of a directory of n entries on,
+// in the order of the directory. place returns where in the file that of an entry is,
+// with offset 0 where there is none; tables lie in the file and do not overlap. A
+// table is valid during the call.
+//
+// The order of the tables in the file may be any, yet they are read in few reads: at
+// most maxWork for each 64 KiB of the file, or it fails with ErrFragmented.
+func readTables(f *diskimage.File, i, n int, place func(i int) (off, length int64), visit func(i int, table []byte) error) error {
+	b := batch{file: f, work: freeWork + maxWork*min(f.Size(), diskimage.MaxDiskBytes)}
+	for limit := int64(firstBatchBytes); ; limit = min(batchGrowth*limit, maxBatchBytes) {
+		i = b.fill(i, n, place, limit)
 		if len(b.tables) == 0 {
 			return nil
 		}
-		if err := b.read(m.file); err != nil {
+		if err := b.plan(); err != nil {
 			return err
 		}
+		if err := b.read(); err != nil {
+			return err
+		}
+		slices.SortFunc(b.tables, func(x, y table) int { return cmp.Compare(x.entry, y.entry) })
 		for _, t := range b.tables {
-			if err := visit(t.index, b.buf[t.at:][:m.tableBytes(t.index)]); err != nil {
+			if err := visit(t.entry, b.buf[t.at:][:t.length]); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// batch is L2 tables that are read together.
+// table is a table of a batch.
+type table struct {
+	entry       int   // of the directory
+	off, length int64 // in the file
+	at          int64 // in the batch's buf
+}
+
+// end is the offset in the file behind the table.
+func (t table) end() int64 { return t.off + t.length }
+
+// batch is tables that are read together.
 type batch struct {
-	tables []batchTable
-	reads  []batchRead
-	buf    []byte // what is read, one after the other
-	gaps   int64  // bytes that may still be read in vain
+	file   *diskimage.File
+	work   int64 // that may still be done, see maxWork
+	tables []table
+	reads  [][2]int            // from and to which of the tables, which lie by rising offset
+	buf    []byte              // the tables by rising offset, without the gaps
+	gapped [readsAtOnce][]byte // what was read with gaps, of each who reads
 }
 
-type batchTable struct {
-	index int // in the L1 table
-	at    int // in buf
-}
-
-type batchRead struct {
-	off   int64
-	at, n int // in buf
-}
-
-// plan fills b with the tables from entry i of the L1 table on, as long as they
-// have no more than limit bytes or are only one, and returns the entry behind
-// them. Neighbours in the file are read together.
-func (b *batch) plan(m *clusterMap, l1 []int64, i int, limit int64) int {
-	b.tables, b.reads = b.tables[:0], b.reads[:0]
-	bytes := int64(0)
-	last := &batchRead{}
-	for ; i < len(l1); i++ {
-		off, n := l1[i], m.tableBytes(i)
+// fill puts the tables from entry i of n on into b, as long as they have no more
+// than limit bytes or are only one, and returns the entry behind them.
+func (b *batch) fill(i, n int, place func(int) (off, length int64), limit int64) int {
+	b.tables = b.tables[:0]
+	for total := int64(0); i < n; i++ {
+		off, length := place(i)
 		if off == 0 {
 			continue
 		}
-		gap := off - last.off - int64(last.n)
-		together := len(b.reads) > 0 && gap >= 0 && gap <= min(maxGapBytes, b.gaps) && int64(last.n)+gap+n <= maxReadBytes
-		if !together {
-			gap = 0
-		}
-		if bytes > 0 && bytes+gap+n > limit {
+		if total += length; total > limit && len(b.tables) > 0 {
 			break
 		}
-		if !together {
-			b.reads = append(b.reads, batchRead{off: off, at: int(bytes)})
-			last = &b.reads[len(b.reads)-1]
-		}
-		b.gaps -= gap
-		b.tables = append(b.tables, batchTable{index: i, at: int(bytes + gap)})
-		last.n += int(gap + n)
-		bytes += gap + n
+		b.tables = append(b.tables, table{entry: i, off: off, length: length})
 	}
-	b.buf = slices.Grow(b.buf[:0], int(bytes))[:bytes]
 	return i
 }
 
-func (b *batch) read(f *diskimage.File) error {
-	errs := make([]error, len(b.reads))
-	free := make(chan struct{}, readsAtOnce)
+// plan sorts the tables by their place, and makes one read of those that are near to
+// each other.
+func (b *batch) plan() error {
+	slices.SortFunc(b.tables, func(x, y table) int { return cmp.Compare(x.off, y.off) })
+	b.reads = b.reads[:0]
+	at, start := int64(0), int64(0)
+	for i := range b.tables {
+		t := &b.tables[i]
+		t.at = at
+		at += t.length
+		if i > 0 && t.off-b.tables[i-1].end() <= maxGapBytes && t.end()-start <= maxReadBytes {
+			b.reads[len(b.reads)-1][1] = i + 1
+			b.work -= t.end() - b.tables[i-1].end()
+			continue
+		}
+		start = t.off
+		b.reads = append(b.reads, [2]int{i, i + 1})
+		b.work -= t.length + maxGapBytes
+	}
+	if b.work < 0 {
+		return diskimage.ErrFragmented.Saw("%d tables in %d places", len(b.tables), len(b.reads))
+	}
+	b.buf = resized(b.buf, at, at)
+	return nil
+}
+
+// read does the reads, several at a time, until one fails.
+func (b *batch) read() error {
+	var errs [readsAtOnce]error
+	var next atomic.Int64
 	var wg sync.WaitGroup
-	for i, r := range b.reads {
-		free <- struct{}{}
+	for w := range min(readsAtOnce, len(b.reads)) {
 		wg.Go(func() {
-			errs[i] = f.ReadInto("the L2 tables", r.off, b.buf[r.at:][:r.n])
-			<-free
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(b.reads) {
+					return
+				}
+				if errs[w] = b.readPart(b.tables[b.reads[i][0]:b.reads[i][1]], &b.gapped[w]); errs[w] != nil {
+					next.Store(int64(len(b.reads)))
+					return
+				}
+			}
 		})
 	}
 	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err // the first, so that the same image always gets the same answer
-		}
+	return cmp.Or(errs[:]...)
+}
+
+// readPart reads neighbours in the file, by way of gapped if there is something
+// between them.
+func (b *batch) readPart(part []table, gapped *[]byte) error {
+	first, last := part[0], part[len(part)-1]
+	into := b.buf[first.at : last.at+last.length]
+	n := last.end() - first.off
+	if n == int64(len(into)) {
+		return b.file.ReadInto("tables", first.off, into)
+	}
+	*gapped = resized(*gapped, n, min(2*n, maxReadBytes))
+	if err := b.file.ReadInto("tables", first.off, *gapped); err != nil {
+		return err
+	}
+	for _, t := range part {
+		copy(b.buf[t.at:][:t.length], (*gapped)[t.off-first.off:])
 	}
 	return nil
+}
+
+// resized returns n bytes of any content, those of b if it has room for them, and else
+// new ones with room for most.
+func resized(b []byte, n, most int64) []byte {
+	if int64(cap(b)) < n {
+		b = make([]byte, n, most)
+	}
+	return b[:n]
 }

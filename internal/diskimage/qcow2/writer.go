@@ -77,7 +77,7 @@ func NewWriter(out io.WriterAt, maxSize int64) (*Writer, error) {
 		return nil, diskimage.ErrTooLarge.Saw("%d bytes, and QCOW2 images are limited to %d (16 TiB) here",
 			maxSize, int64(MaxWriteBytes))
 	}
-	cluster := writerClusterBytes(maxSize)
+	cluster := ClusterBytes(maxSize)
 	return &Writer{
 		out:     out,
 		maxSize: maxSize,
@@ -90,12 +90,13 @@ func NewWriter(out io.WriterAt, maxSize int64) (*Writer, error) {
 // MaxFileBytes is the most that the image of a disk of up to maxSize bytes can take,
 // for any maxSize that NewWriter accepts: that of a disk without zeros.
 func MaxFileBytes(maxSize int64) int64 {
-	cluster := writerClusterBytes(maxSize)
+	cluster := ClusterBytes(maxSize)
 	data := writerDivide(maxSize, cluster)
 	return newWriterLayout(cluster, 1+data, writerDivide(data, cluster/8)).clusters * cluster
 }
 
-func writerClusterBytes(maxSize int64) int64 {
+// ClusterBytes is the cluster size that a Writer uses for a disk of up to maxSize bytes.
+func ClusterBytes(maxSize int64) int64 {
 	cluster := int64(writerMinCluster)
 	for cluster < diskimage.MaxUnitBytes && cluster*writerMaxClusters < maxSize {
 		cluster *= 2

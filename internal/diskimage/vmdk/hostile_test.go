@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -299,9 +300,7 @@ func TestTruncated(t *testing.T) {
 
 // TestBounded has headers of disks that are larger than their files by far.
 func TestBounded(t *testing.T) {
-	image := sparseImage()
-	huge := imagetest.Patched(image, 12, le64(diskimage.MaxDiskBytes/sectorBytes)...)
-	huge = bytes.Replace(huge, []byte("RW 6145 SPARSE \"disk.vmdk\""), []byte("RW 137438953472 SPARSE \"\"  "), 1)
+	huge := sized(sparseImage(), diskimage.MaxDiskBytes/sectorBytes)
 	stream := imagetest.Patched(pack(guestBytes(), dialect{}), 12, le64(diskimage.MaxDiskBytes/sectorBytes)...)
 	stream = bytes.Replace(stream, []byte("4699 SPARSE \"call-me"), []byte("137438953472 SPARSE \""), 1)
 	imagetest.Bounded(t, 2<<20, func() {
@@ -317,4 +316,46 @@ func TestBounded(t *testing.T) {
 			t.Errorf("stream of small grains: %v", err)
 		}
 	})
+}
+
+// sized makes the disk of sparseImage one of so many sectors, of which there are at
+// least 100 million.
+func sized(image []byte, sectors int64) []byte {
+	image = imagetest.Patched(image, 12, le64(uint64(sectors))...)
+	line := fmt.Sprintf("RW %d SPARSE \"\"", sectors)
+	return bytes.Replace(image, []byte("RW 6145 SPARSE \"disk.vmdk\""), fmt.Appendf(nil, "%-26s", line), 1)
+}
+
+// TestOpenIsCheap opens disks whose directories are as large as can be, and are in the
+// file. Their tables are not looked at before somebody wants an extent.
+func TestOpenIsCheap(t *testing.T) {
+	streams := make(map[bool][]byte)
+	for _, front := range []bool{false, true} {
+		streams[front] = pack(guestBytes(), dialect{front: front})
+	}
+	largest := imagetest.Patched(sized(sparseImage(), 8<<40/sectorBytes), 20, 8)
+	for _, c := range []struct {
+		name  string
+		image []byte
+		size  int64
+		want  error
+	}{
+		{"sparse", sized(sparseImage(), diskimage.MaxDiskBytes/sectorBytes), 1 << 30, nil},
+		{"the largest directory", largest, 1 << 30, nil},
+		{"a directory cut short", largest, sparseDir*sectorBytes + 16<<20 - 1, diskimage.ErrTruncated},
+		{"too large a directory", imagetest.Patched(sized(sparseImage(), 8<<40/sectorBytes+4096), 20, 8), 1 << 30, diskimage.ErrUnsupported},
+		{"stream", streams[false], int64(len(streams[false])), nil},
+		{"stream with tables in front", streams[true], int64(len(streams[true])), nil},
+	} {
+		r := &counted{ReaderAt: scattered{front: c.image}}
+		f := diskimage.NewFile(r, c.size)
+		var err error
+		imagetest.Bounded(t, 1<<20, func() { _, err = Open(f) })
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+		if n := r.bytes.Load(); n > 200<<10 {
+			t.Errorf("%s: %d bytes read", c.name, n)
+		}
+	}
 }

@@ -9,6 +9,7 @@ package vmdk
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 
 	"vmimport/internal/diskimage"
@@ -19,9 +20,10 @@ import (
 // put it right behind the header, and most give it 10 KiB.
 const FrontBytes = 128 << 10
 
-// Open opens an image of which any part can be read. It reads the front of it, and
-// one place more: the directory of a sparse image, the footer of a stream-optimised
-// one, or the end of its tables if these are in front.
+// Open opens an image of which any part can be read. It reads the front of it, and of
+// a stream-optimised one the footer or, if the tables are in front, the end of these:
+// less than 200 KiB in all. The tables of a sparse image are read and checked by the
+// map of the disk.
 //
 // It fails with a fault of package diskimage that says what is wrong with the image,
 // or with what the file's reader returned.
@@ -53,7 +55,8 @@ func Open(f *diskimage.File) (*diskimage.Disk, error) {
 
 // OpenStream opens a stream-optimised image of which only the first bytes are known,
 // such as one that comes out of gzip: FrontBytes of them, or all if there are fewer.
-// A sparse image is an ErrUnsupported, for it cannot be read as it comes.
+// A sparse image is an ErrUnsupported, for it cannot be read as it comes; IsStream tells
+// whether that is why.
 func OpenStream(head []byte) (*diskimage.Disk, error) {
 	h, disk, err := open(head)
 	switch {
@@ -68,6 +71,13 @@ func OpenStream(head []byte) (*diskimage.Disk, error) {
 	}
 	disk.Parser = s.parser
 	return disk, nil
+}
+
+// IsStream reports whether head begins with a header that says it is that of a
+// stream-optimised image, be it one that OpenStream takes or not.
+func IsStream(head []byte) bool {
+	return len(head) >= headerBytes && bytes.HasPrefix(head, []byte(magic)) &&
+		header{flags: binary.LittleEndian.Uint32(head[8:])}.stream()
 }
 
 // PeekSize returns the size of the disk in bytes if head begins with the header of a

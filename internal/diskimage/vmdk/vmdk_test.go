@@ -370,6 +370,32 @@ func TestOnlyStreamsAreStreams(t *testing.T) {
 	}
 }
 
+// TestIsStream has streams that are none of ours, too.
+func TestIsStream(t *testing.T) {
+	t.Parallel()
+	stream, sparse := pack(guestBytes(), dialect{}), sparseImage()
+	for _, c := range []struct {
+		name string
+		head []byte
+		want bool
+	}{
+		{"stream", stream, true},
+		{"the header of a stream", stream[:headerBytes], true},
+		{"version 4", imagetest.Patched(stream, 4, 4), true},
+		{"unknown flags", imagetest.Patched(stream, 8, 1, 0, 0xff, 0xff), true},
+		{"another compression", imagetest.Patched(stream, 77, 9), true},
+		{"sparse", sparse, false},
+		{"a sparse image of version 4", imagetest.Patched(sparse, 4, 4), false},
+		{"less than the header", stream[:headerBytes-1], false},
+		{"nothing", nil, false},
+		{"no header", imagetest.Patched(stream, 0, 'k'), false},
+	} {
+		if got := IsStream(c.head); got != c.want {
+			t.Errorf("%s: %t, want %t", c.name, got, c.want)
+		}
+	}
+}
+
 // broken fails where it is not left alone.
 type broken struct {
 	io.ReaderAt
@@ -388,6 +414,8 @@ func (b broken) ReadAt(p []byte, off int64) (int, error) {
 func TestReaderFails(t *testing.T) {
 	t.Parallel()
 	sparse, stream := sparseImage(), pack(guestBytes(), dialect{})
+	distant := append(bytes.Clone(sparse), make([]byte, FrontBytes+sectorBytes-len(sparse)%sectorBytes)...)
+	copy(distant[56:], le64(FrontBytes/sectorBytes))
 	far := pack(guestBytes(), dialect{fill: 2 * FrontBytes / sectorBytes})
 	for _, c := range []struct {
 		name     string
@@ -395,6 +423,7 @@ func TestReaderFails(t *testing.T) {
 		from, to int64
 	}{
 		{"front", sparse, 0, 1},
+		{"directory", distant, FrontBytes, FrontBytes + 1},
 		{"tables", sparse, int64(len(sparse)) - 1, int64(len(sparse))},
 		{"footer", stream, int64(len(stream)) - 1, int64(len(stream))},
 		{"grains", far, FrontBytes, FrontBytes + 1},
