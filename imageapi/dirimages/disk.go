@@ -25,6 +25,10 @@ type disk struct {
 
 	err atomic.Pointer[error] // the first error; the disk is lost with it
 
+	// Of what was written and is not on its way to disk: the first and the last
+	// byte, and how much. For WriteAt alone.
+	dirtyFrom, dirtyTo, dirty int64
+
 	using sync.RWMutex // held for reading while file is in use
 	file  *os.File     // nil once closed
 	done  bool         // closed without error
@@ -41,19 +45,30 @@ func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 		return 0, d.failed(fault.New(fault.Internal, "write_outside", "A write lies outside of the disk.").
 			Saw("%d bytes at %d of %d", len(p), off, d.size))
 	}
-	written := false
 	for from, to := range dataRuns(p, off) {
 		if _, err := d.file.WriteAt(p[from:to], off+int64(from)); err != nil {
 			return from, d.failed(failure("write disk", err))
 		}
-		written = true
-	}
-	if written {
-		// So that Sync finds little left to do. It is a hint: what fails here
-		// fails again in Sync or Close.
-		startWriteback(d.file, off, int64(len(p)))
+		d.wrote(off+int64(from), int64(to-from))
 	}
 	return len(p), nil
+}
+
+// writebackBytes is how much is written before the kernel is told to bring it to disk.
+// A call for each write would cost more than it saves where these are small.
+const writebackBytes = 8 << 20
+
+// wrote starts the write-back of what has gathered, so that Sync finds little left to
+// do. It is a hint: what fails here fails again in Sync or Close.
+func (d *disk) wrote(off, n int64) {
+	if d.dirty == 0 {
+		d.dirtyFrom, d.dirtyTo = off, off
+	}
+	d.dirtyFrom, d.dirtyTo = min(d.dirtyFrom, off), max(d.dirtyTo, off+n)
+	if d.dirty += n; d.dirty >= writebackBytes {
+		startWriteback(d.file, d.dirtyFrom, d.dirtyTo-d.dirtyFrom)
+		d.dirty = 0
+	}
 }
 
 // Resize implements imageapi.DiskWriter.

@@ -97,6 +97,13 @@ type Parser interface {
 	Unpack(dst, src []byte) error
 }
 
+// Checked is a Parser whose packed pieces have checksums of their own, which Unpack
+// looks at. UnpackUnchecked does not: for files that are known to be whole.
+type Checked interface {
+	Parser
+	UnpackUnchecked(dst, src []byte) error
+}
+
 // Step is what a Parser found.
 type Step struct {
 	// Need, if not zero, is how many bytes Next has to see before it can tell

@@ -92,6 +92,7 @@ func (c *objectCopy) run(ctx context.Context) (res *tasks.DiskResult, resumed bo
 	}
 	dec, err := decode.New(ctx, src, decode.Options{
 		Limits:     c.limits(),
+		Hashed:     c.disk.SHA1 != "",
 		Spool:      func(n int64) (decode.Spool, error) { return c.r.opt.Spool(n) },
 		Converting: func() { c.heart.enter(tasks.StageConverting) },
 	})

@@ -30,6 +30,9 @@ type Spool interface {
 // Options set up a Decoder.
 type Options struct {
 	Limits formats.Limits
+	// Hashed says that the object's hash is compared before its disks are used, so
+	// that the checksums inside of it need not be.
+	Hashed bool
 	// Spool returns a file with room for that many bytes. It is needed for objects
 	// of which Decoder.Spools is true.
 	Spool func(bytes int64) (Spool, error)
@@ -85,7 +88,7 @@ func newDisk(ctx context.Context, src *formats.Source, i int, opt Options, bufs 
 	case part.Gzip:
 		return newGunzip(ctx, part, src.Content(i, opt.Limits), opt, bufs), nil
 	case part.Parser != nil:
-		return newForward(ctx, part.Disk, src.File(i), bufs)
+		return newForward(ctx, part.Disk, src.File(i), opt.Hashed, bufs)
 	}
 	reader := func(f *diskimage.File) (*diskimage.Disk, error) { return formats.OpenDisk(f, part.Format) }
 	return newMapped(ctx, src.File(i), reader, len(src.Disks) == 1, bufs)

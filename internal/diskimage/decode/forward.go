@@ -13,6 +13,7 @@ type forward struct {
 	ctx    context.Context
 	disk   *diskimage.Disk
 	file   *diskimage.File // nil if there is nothing to go back to
+	hashed bool
 	bufs   *buffers
 	parser diskimage.Parser
 	out    *writer
@@ -26,8 +27,8 @@ type forward struct {
 
 // newForward looks at the front of the disk in f. Without f there is nothing to look
 // at yet.
-func newForward(ctx context.Context, d *diskimage.Disk, f *diskimage.File, bufs *buffers) (*forward, error) {
-	w := &forward{ctx: ctx, disk: d, file: f, bufs: bufs}
+func newForward(ctx context.Context, d *diskimage.Disk, f *diskimage.File, hashed bool, bufs *buffers) (*forward, error) {
+	w := &forward{ctx: ctx, disk: d, file: f, hashed: hashed, bufs: bufs}
 	if f == nil {
 		return w, nil
 	}
@@ -46,7 +47,11 @@ func (f *forward) dataBytes(int64) int64 { return f.disk.Size }
 // lies between them is read again, or skipped.
 func (f *forward) begin(out io.WriterAt, from diskimage.Position, at int64) (err error) {
 	f.parser = f.disk.Parser(from)
-	f.out = f.bufs.writer(f.ctx, out, f.disk.Size, f.parser.Unpack)
+	unpack := f.parser.Unpack
+	if p, ok := f.parser.(diskimage.Checked); ok && f.hashed {
+		unpack = p.UnpackUnchecked
+	}
+	f.out = f.bufs.writer(f.ctx, out, f.disk.Size, unpack)
 	f.out.watch()
 	if f.skip = max(0, from.Offset-at); from.Offset < at {
 		f.ahead, err = f.file.Read("the image", from.Offset, at-from.Offset)

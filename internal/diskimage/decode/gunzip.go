@@ -45,7 +45,7 @@ func newGunzip(ctx context.Context, part *formats.Disk, limit int64, opt Options
 	case part.Format == diskimage.Raw:
 		g.inner = &rawContent{part: part, limits: opt.Limits}
 	case part.Parser != nil:
-		f, _ := newForward(ctx, part.Disk, nil, bufs) // without a file it looks at nothing
+		f, _ := newForward(ctx, part.Disk, nil, opt.Hashed, bufs) // without a file it looks at nothing
 		g.inner = &forwardContent{f}
 	default:
 		g.inner = &spooled{ctx: ctx, part: part, limit: limit, opt: opt}
@@ -305,7 +305,7 @@ func (s *spooled) finish() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	d, err := New(s.ctx, src, Options{Limits: s.opt.Limits})
+	d, err := New(s.ctx, src, Options{Limits: s.opt.Limits, Hashed: s.opt.Hashed})
 	if err != nil {
 		return 0, err
 	}

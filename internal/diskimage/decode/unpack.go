@@ -14,9 +14,11 @@ import (
 const (
 	// groupBytes is how much of the disk is unpacked in one go and written at once.
 	groupBytes = 256 << 10
-	// maxWorkers bounds the memory of one import: each worker has two buffers of a
-	// group, or of a unit if that is larger.
-	maxWorkers = 8
+	// maxWorkers bounds the memory of one import: each worker has some buffers of a
+	// group, or of a unit if that is larger. With four of them it seldom waits for the
+	// writing of what it has unpacked.
+	maxWorkers  = 8
+	buffersEach = 4
 )
 
 // part is a piece of the disk and where its bytes are.
@@ -34,7 +36,7 @@ type buffers struct {
 	made  bool
 }
 
-func newBuffers() *buffers { return &buffers{slots: make(chan []byte, 2*workers())} }
+func newBuffers() *buffers { return &buffers{slots: make(chan []byte, buffersEach*workers())} }
 
 func workers() int { return min(runtime.GOMAXPROCS(0), maxWorkers) }
 

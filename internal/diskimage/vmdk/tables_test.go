@@ -97,7 +97,7 @@ func falling(n int) []int {
 // the process for itself.
 func TestScatteredTables(t *testing.T) {
 	const n = 10240 // 20 MiB of tables
-	for _, stride := range []int64{tableBytes, 20 << 10, 66 << 10, 200 << 10} {
+	for _, stride := range []int64{tableBytes, 20 << 10, 200 << 10} {
 		for name, places := range map[string][]int{"rising": rising(n), "falling": falling(n), "shuffled": shuffled(n)} {
 			r, f := newScattered(places, stride)
 			imagetest.Bounded(t, 40<<20, func() {
@@ -122,15 +122,16 @@ func TestScatteredTables(t *testing.T) {
 	}
 }
 
-// TestTooScattered has more tables than can be put in order.
+// TestTooScattered has more tables than can be put in order, without a grain in them.
 func TestTooScattered(t *testing.T) {
 	t.Parallel()
-	const n = 100 << 10
+	const n = 100 << 10 // 200 MiB of tables
 	for _, c := range []struct {
 		places []int
 		want   error
-	}{{rising(n), nil}, {falling(n), nil}, {shuffled(n), diskimage.ErrFragmented}} {
+	}{{rising(n), nil}, {shuffled(n), diskimage.ErrFragmented}} {
 		r, f := newScattered(c.places, tableBytes)
+		clear(r.ReaderAt.(scattered).grains)
 		var got error
 		for _, err := range mustOpen(t, f).Map.Extents(0) {
 			got = err
