@@ -54,7 +54,7 @@ func newMapped(ctx context.Context, f *diskimage.File, reader func(*diskimage.Fi
 	if err != nil {
 		return nil, err
 	}
-	if err := checkGuest(d, m.file); err != nil {
+	if err := checkGuest(d, m.file, s); err != nil {
 		return nil, err
 	}
 	if m.survey = *s; alone {
@@ -207,18 +207,44 @@ func (m *mapped) finish() (int64, error) {
 func (m *mapped) close() { m.shut() }
 
 // checkGuest looks at both ends of a mapped disk.
-func checkGuest(d *diskimage.Disk, f *diskimage.File) error {
+func checkGuest(d *diskimage.Disk, f *diskimage.File, s *survey) error {
 	if d.Format == diskimage.Raw {
 		return nil // it was looked at when the format was found
 	}
-	guest := d.Guest(f)
 	head := make([]byte, min(headBytes, d.Size))
-	tail := make([]byte, diskimage.SectorBytes)
-	if n, err := guest.ReadAt(head, 0); n < len(head) {
+	if err := readRuns(d, f, s.front, head, 0); err != nil {
 		return err
 	}
-	if n, err := guest.ReadAt(tail, d.Size-diskimage.SectorBytes); n < len(tail) {
+	tail := make([]byte, diskimage.SectorBytes)
+	if err := readRuns(d, f, []run{s.back}, tail, d.Size-diskimage.SectorBytes); err != nil {
 		return err
 	}
 	return diskimage.CheckGuest(head, tail)
+}
+
+// readRuns fills in what runs have of the disk's bytes p at off.
+func readRuns(d *diskimage.Disk, f *diskimage.File, runs []run, p []byte, off int64) error {
+	for _, r := range runs {
+		from, to := max(r.guest, off), min(r.guest+int64(r.length), off+int64(len(p)))
+		if from >= to {
+			continue
+		}
+		into := p[from-off : to-off]
+		if r.packed == 0 {
+			if err := f.ReadInto("data", r.file+from-r.guest, into); err != nil {
+				return err
+			}
+			continue
+		}
+		src, err := f.Read("compressed data", r.file, int64(r.packed))
+		if err != nil {
+			return err
+		}
+		unit := make([]byte, r.length)
+		if err := d.Map.Unpack(unit, src); err != nil {
+			return err
+		}
+		copy(into, unit[from-r.guest:])
+	}
+	return nil
 }

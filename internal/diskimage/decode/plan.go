@@ -88,6 +88,8 @@ type survey struct {
 	inOrder bool    // the order of the file is that of the disk
 	units   spread  // of the disk, that runs touch
 	cuts    []int64 // of the plan
+	front   []run   // of the first headBytes of the disk
+	back    run     // the last one
 }
 
 // spread counts the units of 4 KiB, 8 KiB and so on to 2 MiB that runs touch which
@@ -139,6 +141,9 @@ func newPlan(ctx context.Context, d *diskimage.Disk, fileSize int64, most bounds
 		s.units.add(r.guest, min(r.guest+int64(r.length), d.Size))
 		s.inOrder = s.inOrder && r.behind(last)
 		last = r
+		if r.guest < headBytes {
+			s.front = append(s.front, r)
+		}
 		if r.packed > 0 {
 			uses += leastPacked
 		} else {
@@ -148,6 +153,7 @@ func newPlan(ctx context.Context, d *diskimage.Disk, fileSize int64, most bounds
 			p.keep(r)
 		}
 	}
+	s.back = last
 	if uses/maxSharing > fileSize {
 		return nil, nil, diskimage.ErrShared.Saw("a file of %d bytes is used for %d", fileSize, uses)
 	}

@@ -69,5 +69,5 @@ func (m *clusterMap) eachTable(l1 []int64, i int, visit func(i int, table []byte
 		}
 		return l1[i], m.tableBytes(i)
 	}
-	return readTables(m.file, i, len(l1), place, visit)
+	return m.file.ReadTables(i, len(l1), place, visit)
 }

@@ -137,7 +137,7 @@ func TestTooScattered(t *testing.T) {
 		if !errors.Is(got, c.want) {
 			t.Errorf("got %v, want %v", got, c.want)
 		}
-		if reads, bytes := s.reads.Load(), s.bytes.Load(); reads > maxWork*f.Size()>>16 || bytes > (maxWork+1)*f.Size() {
+		if reads, bytes := s.reads.Load(), s.bytes.Load(); reads > 16*f.Size()>>16 || bytes > 17*f.Size() {
 			t.Errorf("%d reads of %d bytes, the file has %d", reads, bytes, f.Size())
 		}
 	}

@@ -148,7 +148,7 @@ func (m *grains) each(from int64) iter.Seq2[diskimage.Extent, error] {
 		dir, err := m.directory()
 		if err == nil {
 			place := func(i int) (off, length int64) { return int64(dir.sector(i)) * sectorBytes, tableBytes }
-			err = readTables(m.file, int(max(0, from)/(m.grain*tableEntries)), dir.len(), place, func(i int, table []byte) error {
+			err = m.file.ReadTables(int(max(0, from)/(m.grain*tableEntries)), dir.len(), place, func(i int, table []byte) error {
 				return m.table(i, table, from, yield)
 			})
 		}

@@ -139,7 +139,7 @@ func TestTooScattered(t *testing.T) {
 		if !errors.Is(got, c.want) {
 			t.Errorf("got %v, want %v", got, c.want)
 		}
-		if reads, bytes := r.reads.Load(), r.bytes.Load(); reads > maxWork*f.Size()>>16 || bytes > (maxWork+1)*f.Size() {
+		if reads, bytes := r.reads.Load(), r.bytes.Load(); reads > 16*f.Size()>>16 || bytes > 17*f.Size() {
 			t.Errorf("%d reads of %d bytes, the file has %d", reads, bytes, f.Size())
 		}
 	}
@@ -163,7 +163,7 @@ func TestOneLook(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := r.reads.Load(); n > 2+4*firstBatchBytes/tableBytes {
+	if n := r.reads.Load(); n > 2+4*64<<10/tableBytes {
 		t.Errorf("%d reads", n)
 	}
 	for range d.Map.Extents(d.Size) {

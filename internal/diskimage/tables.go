@@ -1,12 +1,10 @@
-package qcow2
+package diskimage
 
 import (
 	"cmp"
 	"slices"
 	"sync"
 	"sync/atomic"
-
-	"vmimport/internal/diskimage"
 )
 
 // How tables are read that lie anywhere in the file. Each read may be a request to an
@@ -18,11 +16,11 @@ const (
 	// there are in a batch, the nearer to each other they lie.
 	firstBatchBytes = 64 << 10
 	batchGrowth     = 4
-	maxBatchBytes   = diskimage.MaxTableBytes / 2
+	maxBatchBytes   = MaxTableBytes / 2
 	// readsAtOnce is how many reads are under way, and maxReadBytes the longest of
 	// several tables: all together they need what a batch leaves of MaxTableBytes.
 	readsAtOnce  = 16
-	maxReadBytes = (diskimage.MaxTableBytes - maxBatchBytes) / readsAtOnce
+	maxReadBytes = (MaxTableBytes - maxBatchBytes) / readsAtOnce
 	// maxGapBytes is what is read in vain between two tables if that saves a read.
 	maxGapBytes = 64 << 10
 
@@ -36,15 +34,15 @@ const (
 	freeWork = 4 << 20
 )
 
-// readTables calls visit with each table from entry i of a directory of n entries on,
+// ReadTables calls visit with each table from entry i of a directory of n entries on,
 // in the order of the directory. place returns where in the file that of an entry is,
 // with offset 0 where there is none; tables lie in the file and do not overlap. A
-// table is valid during the call.
+// table is valid during the call. An error of visit ends it.
 //
 // The order of the tables in the file may be any, yet they are read in few reads: at
 // most maxWork for each 64 KiB of the file, or it fails with ErrFragmented.
-func readTables(f *diskimage.File, i, n int, place func(i int) (off, length int64), visit func(i int, table []byte) error) error {
-	b := batch{file: f, work: freeWork + maxWork*min(f.Size(), diskimage.MaxDiskBytes)}
+func (f *File) ReadTables(i, n int, place func(i int) (off, length int64), visit func(i int, table []byte) error) error {
+	b := batch{file: f, work: freeWork + maxWork*min(f.Size(), MaxDiskBytes)}
 	for limit := int64(firstBatchBytes); ; limit = min(batchGrowth*limit, maxBatchBytes) {
 		i = b.fill(i, n, place, limit)
 		if len(b.tables) == 0 {
@@ -77,7 +75,7 @@ func (t table) end() int64 { return t.off + t.length }
 
 // batch is tables that are read together.
 type batch struct {
-	file   *diskimage.File
+	file   *File
 	work   int64 // that may still be done, see maxWork
 	tables []table
 	reads  [][2]int            // from and to which of the tables, which lie by rising offset
@@ -122,7 +120,7 @@ func (b *batch) plan() error {
 		b.work -= t.length + maxGapBytes
 	}
 	if b.work < 0 {
-		return diskimage.ErrFragmented.Saw("%d tables in %d places", len(b.tables), len(b.reads))
+		return ErrFragmented.Saw("%d tables in %d places", len(b.tables), len(b.reads))
 	}
 	b.buf = resized(b.buf, at, at)
 	return nil
