@@ -49,7 +49,7 @@ var packings = []struct {
 // which converts the same image into a raw file. Both read from the page cache, and
 // for neither the time is counted that it takes until the disk is durable: qemu-img
 // leaves that to the kernel, and a worker has the kernel begin with it as it goes,
-// which is counted. x-qemu-img is how many times as fast this is, and cpu-x-qemu-img how
+// which is counted (it costs nothing where the files are in memory). x-qemu-img is how many times as fast this is, and cpu-x-qemu-img how
 // many times as much of the processors' time qemu-img takes.
 func BenchmarkConvert(b *testing.B) {
 	guest := filepath.Join(b.TempDir(), "guest.raw")
