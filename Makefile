@@ -34,7 +34,10 @@ test/go: ## Run all tests, with what is installed
 
 # Debian packages, each with the command that shows it is there. A C compiler is
 # what the race detector needs.
-DEPS := redis-server:redis-server qemu-utils:qemu-img build-essential:gcc
+DEPS := redis-server:redis-server qemu-utils:qemu-img e2fsprogs:mke2fs util-linux:partx build-essential:gcc
+
+# Where mke2fs is, and what not every user's PATH has.
+export PATH := $(PATH):/usr/sbin:/sbin
 
 deps: ## Install the Debian packages that the tests need, or say which are missing
 	@missing=(); for d in $(DEPS); do command -v "$${d#*:}" >/dev/null || missing+=("$${d%%:*}"); done; \

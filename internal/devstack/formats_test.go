@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -274,10 +273,7 @@ func TestHugeDisk(t *testing.T) {
 	for format, imageFrom := range map[string]string{"qcow2": "kvm", "vhdx": ""} {
 		name := "huge." + format
 		imagetest.QemuImg(t, "create", "-q", "-f", format, w.file(name), "3T")
-		write := exec.CommandContext(t.Context(), "qemu-io", "-f", format, "-c", fmt.Sprintf("write -q -P 7 %d %d", int64(at), length), w.file(name))
-		if out, err := write.CombinedOutput(); err != nil {
-			t.Fatalf("qemu-io: %v\n%s", err, out)
-		}
+		imagetest.QemuIO(t, w.file(name), format, fmt.Sprintf("write -q -P 7 %d %d", int64(at), length))
 		began := time.Now()
 		imp := w.ended(w.accepted(w.request(name, imageFrom)))
 		if took := time.Since(began); took > 20*time.Second {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -24,10 +23,7 @@ func TestHugeDisks(t *testing.T) {
 	} {
 		path := filepath.Join(t.TempDir(), "huge")
 		imagetest.QemuImg(t, "create", "-q", "-f", f.format, path, f.size)
-		out, err := exec.CommandContext(t.Context(), "qemu-io", "-f", f.format, "-c", "write -q -P 7 1900G 1M", path).CombinedOutput()
-		if err != nil {
-			t.Fatalf("qemu-io: %v\n%s", err, out)
-		}
+		imagetest.QemuIO(t, path, f.format, "write -q -P 7 1900G 1M")
 		began := time.Now()
 		spec := r.acceptImage(f.declared, read(t, path))
 		r.handle(spec)
@@ -97,9 +93,7 @@ func TestHugeInGzip(t *testing.T) {
 	r.maxDisk = 200 << 30 // what is reserved for it must be there
 	path := filepath.Join(t.TempDir(), "huge")
 	imagetest.QemuImg(t, "create", "-q", "-f", "vhdx", path, "100G")
-	if out, err := exec.CommandContext(t.Context(), "qemu-io", "-f", "vhdx", "-c", "write -q -P 7 90G 1M", path).CombinedOutput(); err != nil {
-		t.Fatalf("qemu-io: %v\n%s", err, out)
-	}
+	imagetest.QemuIO(t, path, "vhdx", "write -q -P 7 90G 1M")
 	for _, target := range []string{"raw", "qcow2"} {
 		r.target = target
 		spec := r.acceptImage("vhdx.gz", zipped(t, read(t, path)))

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -195,7 +194,7 @@ func shuffled(t *testing.T, guest string) []byte {
 	imagetest.QemuImg(t, "create", "-q", "-f", "qcow2", path, fmt.Sprint(len(b)))
 	piece := filepath.Join(t.TempDir(), "piece")
 	const unit = 192 << 10
-	args := []string{"-f", "qcow2"}
+	var writes []string
 	for off := (len(b) - 1) / unit * unit; off >= 0; off -= unit {
 		p := b[off:min(off+unit, len(b))]
 		if len(bytes.TrimLeft(p, "\x00")) == 0 {
@@ -205,11 +204,9 @@ func shuffled(t *testing.T, guest string) []byte {
 		if err := os.WriteFile(name, p, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		args = append(args, "-c", fmt.Sprintf("write -q -s %s %d %d", name, off, len(p)))
+		writes = append(writes, fmt.Sprintf("write -q -s %s %d %d", name, off, len(p)))
 	}
-	if out, err := exec.CommandContext(t.Context(), "qemu-io", append(args, path)...).CombinedOutput(); err != nil {
-		t.Fatalf("qemu-io: %v\n%s", err, out)
-	}
+	imagetest.QemuIO(t, path, "qcow2", writes...)
 	return read(t, path)
 }
 

@@ -33,8 +33,8 @@ type Options struct {
 	// Hashed says that the object's hash is compared before its disks are used, so
 	// that the checksums inside of it need not be.
 	Hashed bool
-	// Spool returns a file with room for that many bytes. It is needed for objects
-	// of which Decoder.Spools is true.
+	// Spool returns a file with room for that many bytes. It must be set to decode an
+	// object that is gzip.
 	Spool func(bytes int64) (Spool, error)
 	// Converting is called when all of the object has been taken and work is left
 	// that takes long. It may be nil.

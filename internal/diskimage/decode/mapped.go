@@ -41,8 +41,8 @@ type mapped struct {
 // 64 KiB of it, which is about what tables of scattered clusters need, and some.
 func tableReads(size int64) int64 { return 64<<10 + size>>16 }
 
-// newMapped reads all tables of the disk in f, which reader opens. If alone is false, there are others in
-// the object, and what was read is read again when its turn comes.
+// newMapped reads all tables of the disk in f, which reader opens. If alone is false,
+// there are others in the object, and what was read is read again when its turn comes.
 func newMapped(ctx context.Context, f *diskimage.File, reader func(*diskimage.File) (*diskimage.Disk, error), alone bool, bufs *buffers) (*mapped, error) {
 	m := &mapped{ctx: ctx, reader: reader, file: f.AtMost(tableReads(f.Size())), bufs: bufs}
 	d, err := reader(m.file)
@@ -98,9 +98,8 @@ func (m *mapped) open() (err error) {
 	return err
 }
 
-// shut lets go of what was needed while the file passed by.
-func (m *mapped) shut() {
-	m.done = true
+// close lets go of what is needed only while the file passes by.
+func (m *mapped) close() {
 	m.plan, m.out, m.active, m.tail, m.parts = nil, nil, nil, nil, nil
 }
 
@@ -140,8 +139,8 @@ func (m *mapped) take(off int64, p []byte) error {
 	if len(m.active) > maxStragglers {
 		return errShared(end)
 	}
-	if end == m.file.Size() {
-		m.shut()
+	if m.done = end == m.file.Size(); m.done {
+		m.close()
 		return nil
 	}
 	m.keep(off, p)
@@ -196,15 +195,13 @@ func (m *mapped) keep(off int64, p []byte) {
 	m.tailAt = from
 }
 
-// finish fails if the object ended before the file did.
+// finish fails if not all of the file was taken.
 func (m *mapped) finish() (int64, error) {
 	if !m.done {
 		return 0, diskimage.ErrTruncated.Saw("the image goes on behind the end of the object")
 	}
 	return m.size, nil
 }
-
-func (m *mapped) close() { m.shut() }
 
 // checkGuest looks at both ends of a mapped disk.
 func checkGuest(d *diskimage.Disk, f *diskimage.File, s *survey) error {

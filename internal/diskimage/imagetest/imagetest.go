@@ -23,6 +23,20 @@ func QemuImg(t testing.TB, args ...string) []byte {
 	return run(t, "qemu-img", args...)
 }
 
+// QemuIO runs commands of qemu-io on the disk in the image at path, such as "write -P 7
+// 0 1M". A command that fails does not end qemu-io, and ends the test.
+func QemuIO(t testing.TB, path, format string, commands ...string) {
+	t.Helper()
+	args := []string{"-f", format, "-d", "unmap"}
+	for _, c := range commands {
+		args = append(args, "-c", c)
+	}
+	out, err := exec.CommandContext(t.Context(), "qemu-io", append(args, path)...).CombinedOutput()
+	if err != nil || bytes.Contains(out, []byte("rror")) || bytes.Contains(out, []byte("failed")) {
+		t.Fatalf("qemu-io %q: %v\n%s", args, err, out)
+	}
+}
+
 func run(t testing.TB, name string, args ...string) []byte {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), name, args...)

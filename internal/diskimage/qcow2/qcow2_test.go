@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -148,34 +147,34 @@ func TestImagesInUse(t *testing.T) {
 	} {
 		for name, use := range map[string]func(t *testing.T, path string){
 			"out of order": func(t *testing.T, path string) {
-				qemuIO(t, path, "write -P 1 7M 300k", "write -P 2 5M 64k", "write -P 3 5184k 64k", "write -P 4 0 100k",
+				imagetest.QemuIO(t, path, "qcow2", "write -P 1 7M 300k", "write -P 2 5M 64k", "write -P 3 5184k 64k", "write -P 4 0 100k",
 					"write -P 5 3M 1k", "write -P 6 3080k 3k", "write -P 7 1M 512")
 			},
 			"discarded": func(t *testing.T, path string) {
-				qemuIO(t, path, "write -P 1 0 4M", "discard 64k 128k", "write -z 1M 256k", "write -z -u 2M 300k", "write -z 3M 1k",
+				imagetest.QemuIO(t, path, "qcow2", "write -P 1 0 4M", "discard 64k 128k", "write -z 1M 256k", "write -z -u 2M 300k", "write -z 3M 1k",
 					"write -P 2 1100k 4k", "discard 0 512", "write -z 6M 1M")
 			},
 			"compressed in part": func(t *testing.T, path string) {
-				qemuIO(t, path, "write -c -P 1 0 4M", "write -P 2 3k 1k", "write -P 3 2M 130k", "discard 3M 512k", "write -c -P 4 6M 2M")
+				imagetest.QemuIO(t, path, "qcow2", "write -c -P 1 0 4M", "write -P 2 3k 1k", "write -P 3 2M 130k", "discard 3M 512k", "write -c -P 4 6M 2M")
 			},
 			"snapshots": func(t *testing.T, path string) {
-				qemuIO(t, path, "write -P 1 0 2M", "write -P 2 6M 64k")
+				imagetest.QemuIO(t, path, "qcow2", "write -P 1 0 2M", "write -P 2 6M 64k")
 				imagetest.QemuImg(t, "snapshot", "-c", "one", path)
-				qemuIO(t, path, "write -P 3 1M 2M", "discard 0 512k")
+				imagetest.QemuIO(t, path, "qcow2", "write -P 3 1M 2M", "discard 0 512k")
 				imagetest.QemuImg(t, "snapshot", "-c", "two", path)
-				qemuIO(t, path, "write -P 4 6M 1k", "write -P 5 7M 4k")
+				imagetest.QemuIO(t, path, "qcow2", "write -P 4 6M 1k", "write -P 5 7M 4k")
 			},
 			"bitmaps": func(t *testing.T, path string) {
 				imagetest.QemuImg(t, "bitmap", "--add", path, "changes")
-				qemuIO(t, path, "write -P 1 1M 2M")
+				imagetest.QemuIO(t, path, "qcow2", "write -P 1 1M 2M")
 			},
 			"grown": func(t *testing.T, path string) {
-				qemuIO(t, path, "write -P 1 7M 1M")
+				imagetest.QemuIO(t, path, "qcow2", "write -P 1 7M 1M")
 				imagetest.QemuImg(t, "resize", path, "40000512")
-				qemuIO(t, path, "write -P 2 39999488 1k")
+				imagetest.QemuIO(t, path, "qcow2", "write -P 2 39999488 1k")
 			},
 			"shrunk": func(t *testing.T, path string) {
-				qemuIO(t, path, "write -P 1 1M 7M")
+				imagetest.QemuIO(t, path, "qcow2", "write -P 1 1M 7M")
 				imagetest.QemuImg(t, "resize", "--shrink", path, "3000320")
 			},
 		} {
@@ -212,19 +211,6 @@ func toRaw(t testing.TB, path string) string {
 	return raw
 }
 
-// qemuIO writes to the disk in the image at path.
-func qemuIO(t testing.TB, path string, commands ...string) {
-	t.Helper()
-	args := []string{"-f", "qcow2", "-d", "unmap"}
-	for _, c := range commands {
-		args = append(args, "-c", c)
-	}
-	out, err := exec.CommandContext(t.Context(), "qemu-io", append(args, path)...).CombinedOutput()
-	if err != nil || bytes.Contains(out, []byte("rror")) || bytes.Contains(out, []byte("failed")) {
-		t.Fatalf("qemu-io %q: %v\n%s", args, err, out)
-	}
-}
-
 // counted counts what is read of a file.
 type counted struct {
 	io.ReaderAt
@@ -242,7 +228,7 @@ func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 func TestLargeSparseDisk(t *testing.T) {
 	t.Parallel()
 	path := create(t, "compat=1.1", "3T")
-	qemuIO(t, path, "write -P 1 0 512", "write -P 2 1500G 64k", "write -P 3 3221225000k 472k")
+	imagetest.QemuIO(t, path, "qcow2", "write -P 1 0 512", "write -P 2 1500G 64k", "write -P 3 3221225000k 472k")
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -293,7 +279,7 @@ func TestNeighboursAreOne(t *testing.T) {
 func TestSmallClusters(t *testing.T) {
 	t.Parallel()
 	path := create(t, "cluster_size=512", "8M")
-	qemuIO(t, path, "write -P 1 0 8M")
+	imagetest.QemuIO(t, path, "qcow2", "write -P 1 0 8M")
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
@@ -19,13 +18,7 @@ func create(t testing.TB, size string, commands ...string) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "image.vdi")
 	imagetest.QemuImg(t, "create", "-q", "-f", "vdi", path, size)
-	args := []string{"-f", "vdi"}
-	for _, c := range commands {
-		args = append(args, "-c", c)
-	}
-	if out, err := exec.CommandContext(t.Context(), "qemu-io", append(args, path)...).CombinedOutput(); err != nil {
-		t.Fatalf("qemu-io: %v\n%s", err, out)
-	}
+	imagetest.QemuIO(t, path, "vdi", commands...)
 	return path
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"math"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync/atomic"
@@ -17,24 +16,13 @@ import (
 	"vmimport/internal/fault"
 )
 
-func qemuIO(t testing.TB, path string, commands ...string) {
-	t.Helper()
-	args := []string{"-f", "vhdx"}
-	for _, c := range commands {
-		args = append(args, "-c", c)
-	}
-	if out, err := exec.CommandContext(t.Context(), "qemu-io", append(args, path)...).CombinedOutput(); err != nil {
-		t.Fatalf("qemu-io: %v\n%s", err, out)
-	}
-}
-
 // small makes an image of a disk of 5 MiB less a sector in blocks of 1 MiB, of which
 // those that are written have data. Its blocks lie at dataAt and behind.
 func small(t testing.TB) *diskimage.File {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "image.vhdx")
 	imagetest.QemuImg(t, "create", "-q", "-f", "vhdx", "-o", "block_size=1M", path, "5242368")
-	qemuIO(t, path, "write -P 1 0 1M", "write -P 2 2M 1M", "write -P 3 4M 1048064")
+	imagetest.QemuIO(t, path, "vhdx", "write -P 1 0 1M", "write -P 2 2M 1M", "write -P 3 4M 1048064")
 	return imagetest.Open(t, path)
 }
 

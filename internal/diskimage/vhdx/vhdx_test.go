@@ -105,7 +105,7 @@ func TestBlocksOutOfOrder(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "image.vhdx")
 	imagetest.QemuImg(t, "create", "-q", "-f", "vhdx", "-o", "block_size=1M", path, "12M")
-	qemuIO(t, path, "write -P 1 9M 1M", "write -P 2 1M 3M", "write -P 3 5000k 100k", "write -P 4 0 3k", "write -P 5 11M 1M")
+	imagetest.QemuIO(t, path, "vhdx", "write -P 1 9M 1M", "write -P 2 1M 3M", "write -P 3 5000k 100k", "write -P 4 0 3k", "write -P 5 11M 1M")
 	raw := filepath.Join(t.TempDir(), "raw")
 	imagetest.QemuImg(t, "convert", "-f", "vhdx", "-O", "raw", path, raw)
 

@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -79,18 +78,16 @@ func TestOutOfOrder(t *testing.T) {
 	for _, options := range []string{"zeroed_grain=off", "zeroed_grain=on"} {
 		path := filepath.Join(t.TempDir(), "image.vmdk")
 		imagetest.QemuImg(t, "create", "-q", "-f", "vmdk", "-o", options, path, "150M")
-		args := []string{"-f", "vmdk"}
+		var commands []string
 		rng := rand.New(rand.NewPCG(1, 2))
 		for i := range 60 {
 			at := rng.IntN(149 << 20)
-			args = append(args, "-c", fmt.Sprintf("write -P %d %d %d", i+1, at&^511, 512+rng.IntN(400)*512))
+			commands = append(commands, fmt.Sprintf("write -P %d %d %d", i+1, at&^511, 512+rng.IntN(400)*512))
 			if i%9 == 0 {
-				args = append(args, "-c", fmt.Sprintf("write -z %d 256k", at&^(64<<10-1)))
+				commands = append(commands, fmt.Sprintf("write -z %d 256k", at&^(64<<10-1)))
 			}
 		}
-		if out, err := exec.CommandContext(t.Context(), "qemu-io", append(args, path)...).CombinedOutput(); err != nil {
-			t.Fatalf("qemu-io: %v\n%s", err, out)
-		}
+		imagetest.QemuIO(t, path, "vmdk", commands...)
 		raw := filepath.Join(t.TempDir(), "raw")
 		imagetest.QemuImg(t, "convert", "-f", "vmdk", "-O", "raw", path, raw)
 		f := imagetest.Open(t, path)
@@ -327,9 +324,7 @@ func TestLargeDisk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image.vmdk")
 	imagetest.QemuImg(t, "create", "-q", "-f", "vmdk", path, "4000G")
 	const at = 3900 << 30
-	if out, err := exec.CommandContext(t.Context(), "qemu-io", "-f", "vmdk", "-c", fmt.Sprintf("write -P 7 %d 1M", int64(at)), path).CombinedOutput(); err != nil {
-		t.Fatalf("qemu-io: %v\n%s", err, out)
-	}
+	imagetest.QemuIO(t, path, "vmdk", fmt.Sprintf("write -P 7 %d 1M", int64(at)))
 	f := imagetest.Open(t, path)
 	begin := time.Now()
 	imagetest.Bounded(t, 3*diskimage.MaxTableBytes, func() {
