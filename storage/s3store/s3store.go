@@ -12,21 +12,18 @@ package s3store
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
+	"vmimport/internal/outbound"
 	"vmimport/internal/secret"
 	"vmimport/storage"
 )
@@ -98,9 +95,9 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	transport, err := o.transport()
+	transport, err := outbound.Transport(outbound.Options{CAFile: o.CAFile, AnswerTimeout: o.AnswerTimeout})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("s3: %w", err)
 	}
 	lookup := minio.BucketLookupDNS
 	if o.PathStyle {
@@ -139,50 +136,6 @@ func (o *Options) prefix() (string, error) {
 		return "", fmt.Errorf("s3 bucket prefix %q: only one %s can be replaced", prefix, project)
 	}
 	return prefix, nil
-}
-
-func (o *Options) transport() (*http.Transport, error) {
-	roots, err := o.roots()
-	if err != nil {
-		return nil, err
-	}
-	timeout := o.AnswerTimeout
-	if timeout == 0 {
-		timeout = 30 * time.Second
-	}
-	return &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   10 * time.Second,
-		ResponseHeaderTimeout: timeout,
-		IdleConnTimeout:       time.Minute,
-		// HTTP/1.1 only: ranges that share one connection share its pace. Idle
-		// connections must outnumber the ranges in flight of all imports, or
-		// each range opens one.
-		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}},
-		MaxIdleConns:        256,
-		MaxIdleConnsPerHost: 128,
-		// Bytes come as they are stored, whatever their Content-Encoding.
-		DisableCompression: true,
-	}, nil
-}
-
-// roots returns the certificates to trust; nil stands for the system's.
-func (o *Options) roots() (*x509.CertPool, error) {
-	if o.CAFile == "" {
-		return nil, nil
-	}
-	pem, err := os.ReadFile(o.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("s3 CA file: %w", err)
-	}
-	roots, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, fmt.Errorf("system certificates: %w", err)
-	}
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("s3 CA file %s: no certificate in it", o.CAFile)
-	}
-	return roots, nil
 }
 
 // Open implements storage.Store.
