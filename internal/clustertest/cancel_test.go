@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"vmimport/internal/testenv/link"
 	"vmimport/tasks"
 )
 
@@ -22,7 +23,7 @@ func TestCancelIsQuick(t *testing.T) {
 	accepted := time.Now()
 	last := tn.await(id, 30*time.Second, func(imp *tasks.Import) bool { return imp.State.Final() })
 	took := time.Since(accepted)
-	received := c.link.received.Load()
+	received := c.link.Received.Load()
 	t.Logf("canceled %s after the cancel was accepted, at %d percent", took.Round(time.Millisecond), last.Progress)
 	if last.State != tasks.Canceled || took > 2*time.Second {
 		t.Errorf("import is %s, %s after the cancel was accepted", last.State, took)
@@ -33,7 +34,7 @@ func TestCancelIsQuick(t *testing.T) {
 	}
 	c.checkNothingLeft()
 	// Whatever was under way to a worker that does not read any more.
-	if more := c.link.received.Load() - received; more > 16*linkPiece {
+	if more := c.link.Received.Load() - received; more > 16*link.Piece {
 		t.Errorf("%d bytes were read after the import was canceled", more)
 	}
 	c.checkLogs()

@@ -71,15 +71,15 @@ func (d *disturber) run(ctx context.Context, s scenario, done <-chan struct{}) {
 
 func (d *disturber) killWorker(context.Context) {
 	place := &d.workers[d.rng.IntN(len(d.workers))]
-	(*place).kill()
+	(*place).Kill()
 	d.replace(place, "worker")
 }
 
 func (d *disturber) stopWorker(context.Context) {
 	place := &d.workers[d.rng.IntN(len(d.workers))]
-	code, took := (*place).stop(2 * drainTimeout)
+	code, took := (*place).Stop(2 * drainTimeout)
 	if code != 0 || took > drainTimeout {
-		d.t.Errorf("%s ended with exit code %d, %s after SIGTERM:\n%s", (*place).name, code, took, (*place).tail(20))
+		d.t.Errorf("%s ended with exit code %d, %s after SIGTERM:\n%s", (*place).Name, code, took, (*place).Tail(20))
 	}
 	d.replace(place, "worker")
 }
@@ -96,13 +96,13 @@ func (d *disturber) killRedis(ctx context.Context) {
 
 func (d *disturber) killAPI(ctx context.Context) {
 	place := &d.apis[d.rng.IntN(len(d.apis))]
-	(*place).kill()
+	(*place).Kill()
 	pause(ctx, outage)
 	d.replace(place, "api")
 }
 
 func (d *disturber) cutLink(ctx context.Context) {
-	d.link.cut()
+	d.link.Cut()
 	pause(ctx, outage)
-	d.link.mend()
+	d.link.Mend()
 }

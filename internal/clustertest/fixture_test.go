@@ -23,6 +23,8 @@ import (
 	"vmimport/internal/client"
 	"vmimport/internal/secret"
 	"vmimport/internal/testenv"
+	"vmimport/internal/testenv/link"
+	"vmimport/internal/testenv/service"
 	"vmimport/tasks"
 	"vmimport/tasks/redisstore"
 )
@@ -53,13 +55,13 @@ type cluster struct {
 	rdb     *redis.Client
 	records *redisstore.Store
 	store   *objectStore
-	link    *link
+	link    *link.Link
 	tenants []*tenant
 
 	mu      sync.Mutex
-	apis    []*process
-	workers []*process
-	all     []*process // dead ones too
+	apis    []*service.Process
+	workers []*service.Process
+	all     []*service.Process // dead ones too
 }
 
 // startCluster starts a cluster that lives as long as the test.
@@ -74,7 +76,7 @@ func startCluster(t testing.TB, s settings) *cluster {
 	c.rdb = c.redis.Client()
 	c.records = redisstore.New(c.rdb, redisstore.Options{Retention: 24 * time.Hour})
 	c.store = startObjectStore(t)
-	c.link = startLink(t, strings.TrimPrefix(c.store.URL, "http://"), s.bytesPerSecond)
+	c.link = link.Start(t, strings.TrimPrefix(c.store.URL, "http://"), s.bytesPerSecond)
 	c.addTenants("blue", "green")
 	c.configure(s)
 	t.Cleanup(c.end)
@@ -90,17 +92,17 @@ func startCluster(t testing.TB, s settings) *cluster {
 // end kills all processes, and shows their last words if the test failed.
 func (c *cluster) end() {
 	for _, p := range c.all {
-		p.kill()
+		p.Kill()
 		if c.t.Failed() {
-			c.t.Logf("the end of the log of %s:\n%s", p.name, p.tail(4))
+			c.t.Logf("the end of the log of %s:\n%s", p.Name, p.Tail(4))
 		}
 	}
 }
 
 // start starts a program. It is called by the test's own goroutine only.
-func (c *cluster) start(program string) *process {
+func (c *cluster) start(program string) *service.Process {
 	c.t.Helper()
-	p, err := startProcess(program, fmt.Sprintf("%s-%d", program, len(c.all)+1), c.dir, c.config)
+	p, err := service.Start(binaries, program, fmt.Sprintf("%s-%d", program, len(c.all)+1), c.dir, c.config)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -111,7 +113,7 @@ func (c *cluster) start(program string) *process {
 }
 
 // replace puts a new process in the place of one that has ended.
-func (c *cluster) replace(place **process, program string) {
+func (c *cluster) replace(place **service.Process, program string) {
 	c.t.Helper()
 	p := c.start(program)
 	c.mu.Lock()
@@ -215,7 +217,7 @@ func (c *cluster) client(i int, token string) *client.Client {
 	transport := &http.Transport{
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			c.mu.Lock()
-			addr := c.apis[i].listen
+			addr := c.apis[i].Listen
 			c.mu.Unlock()
 			return d.DialContext(ctx, network, addr)
 		},
@@ -273,9 +275,9 @@ func (t *tenant) await(id tasks.ID, most time.Duration, wanted func(*tasks.Impor
 }
 
 // place returns the place of the worker that runs an attempt.
-func (c *cluster) place(worker string) **process {
+func (c *cluster) place(worker string) **service.Process {
 	c.t.Helper()
-	i := slices.IndexFunc(c.workers, func(p *process) bool { return p.runs(worker) })
+	i := slices.IndexFunc(c.workers, func(p *service.Process) bool { return p.Runs(worker) })
 	if i < 0 {
 		c.t.Fatalf("no process is worker %s", worker)
 	}
@@ -288,9 +290,9 @@ func (c *cluster) explain(id tasks.ID) string {
 	defer c.mu.Unlock()
 	var found []string
 	for _, p := range c.all {
-		for _, line := range p.lines() {
+		for _, line := range p.Lines() {
 			if strings.Contains(line, string(id)) {
-				found = append(found, p.name+": "+line)
+				found = append(found, p.Name+": "+line)
 			}
 		}
 	}
@@ -301,9 +303,9 @@ func (c *cluster) explain(id tasks.ID) string {
 func (c *cluster) checkLogs() {
 	c.t.Helper()
 	for _, p := range c.all {
-		for _, line := range p.lines() {
+		for _, line := range p.Lines() {
 			if !json.Valid([]byte(line)) && line != "" || strings.Contains(line, `"panic"`) {
-				c.t.Errorf("%s logged: %s", p.name, line)
+				c.t.Errorf("%s logged: %s", p.Name, line)
 			}
 		}
 	}

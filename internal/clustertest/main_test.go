@@ -4,11 +4,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
+
+	"vmimport/internal/testenv/service"
 )
 
 var (
@@ -33,12 +33,5 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// build builds the programs once. They are built as they are shipped, without
-// the race detector: what is measured here is time and memory.
-var build = sync.OnceValue(func() error {
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", binaries+string(filepath.Separator), "vmimport/cmd/api", "vmimport/cmd/worker")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the programs: %w\n%s", err, out)
-	}
-	return nil
-})
+// build builds the programs once.
+var build = sync.OnceValue(func() error { return service.Build(binaries) })

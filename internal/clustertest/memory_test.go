@@ -31,7 +31,7 @@ func BenchmarkWorkerMemory(b *testing.B) {
 						b.Fatalf("import is %s: %v", end.State, end.Failure)
 					}
 				}
-				peak, err := c.workers[0].peakMemory()
+				peak, err := c.workers[0].PeakMemory()
 				if err != nil {
 					b.Fatal(err)
 				}

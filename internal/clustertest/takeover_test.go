@@ -41,7 +41,7 @@ func TestTakeover(t *testing.T) {
 
 	first := reached(40)
 	killed := time.Now()
-	(*c.place(first.Worker)).kill()
+	(*c.place(first.Worker)).Kill()
 	second := claimed(2)
 	took := time.Since(killed)
 	t.Logf("claimed by another worker %s after its worker was killed", took.Round(10*time.Millisecond))
@@ -51,7 +51,7 @@ func TestTakeover(t *testing.T) {
 
 	reached(70)
 	stopped := time.Now()
-	if code, took := (*c.place(second.Worker)).stop(2 * drainTimeout); code != 0 || took > drainTimeout {
+	if code, took := (*c.place(second.Worker)).Stop(2 * drainTimeout); code != 0 || took > drainTimeout {
 		t.Errorf("the worker ended with exit code %d, %s after SIGTERM", code, took)
 	}
 	third := claimed(3)
@@ -74,7 +74,7 @@ func TestTakeover(t *testing.T) {
 			t.Errorf("attempt %d began at the start", i+1)
 		}
 	}
-	again := c.link.received.Load() - size
+	again := c.link.Received.Load() - size
 	t.Logf("%d MiB of %d MiB were read again, for two takeovers", again>>20, size>>20)
 	if again > 2*mostAgain {
 		t.Errorf("%d bytes were read again, want at most %d", again, 2*mostAgain)

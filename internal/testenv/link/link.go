@@ -1,4 +1,5 @@
-package clustertest
+// Package link is a way to a server that has a bandwidth and can be cut.
+package link
 
 import (
 	"context"
@@ -10,29 +11,29 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// link is the way from the service to the object store. It has a bandwidth, can
-// be cut, and counts what comes through. It forwards connections and knows
-// nothing of HTTP, so that a request's Host stays as it was signed.
-type link struct {
-	URL string
+// Link is a way to a server. It has a bandwidth, can be cut, and counts what comes
+// through. It forwards connections and knows nothing of HTTP, so that a request's Host
+// stays as it was signed.
+type Link struct {
+	URL      string
+	Received atomic.Int64 // bytes from the server
 
 	to       string
 	limiter  *rate.Limiter
 	listener net.Listener
-	received atomic.Int64 // bytes from the store
 
 	mu    sync.Mutex
 	down  bool
 	conns map[net.Conn]struct{}
 }
 
-// linkPiece is how much is forwarded at a time: small enough for the pace to be
+// Piece is how much is forwarded at a time: small enough for the pace to be
 // even, and large enough to be cheap.
-const linkPiece = 64 << 10
+const Piece = 64 << 10
 
-// startLink starts a link to an address that lives as long as the test.
+// Start starts a link to an address that lives as long as the test.
 // bytesPerSecond is for all connections together; 0 is no limit.
-func startLink(t testing.TB, to string, bytesPerSecond int64) *link {
+func Start(t testing.TB, to string, bytesPerSecond int64) *Link {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -42,9 +43,9 @@ func startLink(t testing.TB, to string, bytesPerSecond int64) *link {
 	if bytesPerSecond > 0 {
 		limit = rate.Limit(bytesPerSecond)
 	}
-	l := &link{
+	l := &Link{
 		URL: "http://" + ln.Addr().String(), to: to, listener: ln,
-		limiter: rate.NewLimiter(limit, linkPiece), conns: map[net.Conn]struct{}{},
+		limiter: rate.NewLimiter(limit, Piece), conns: map[net.Conn]struct{}{},
 	}
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
@@ -52,13 +53,13 @@ func startLink(t testing.TB, to string, bytesPerSecond int64) *link {
 	t.Cleanup(func() {
 		cancel()
 		_ = ln.Close()
-		l.cut()
+		l.Cut()
 		wg.Wait()
 	})
 	return l
 }
 
-func (l *link) accept(ctx context.Context, wg *sync.WaitGroup) {
+func (l *Link) accept(ctx context.Context, wg *sync.WaitGroup) {
 	for {
 		near, err := l.listener.Accept()
 		if err != nil {
@@ -69,7 +70,7 @@ func (l *link) accept(ctx context.Context, wg *sync.WaitGroup) {
 }
 
 // join forwards both ways until one side ends.
-func (l *link) join(ctx context.Context, near net.Conn) {
+func (l *Link) join(ctx context.Context, near net.Conn) {
 	defer near.Close()
 	far, err := net.Dial("tcp", l.to)
 	if err != nil {
@@ -87,7 +88,7 @@ func (l *link) join(ctx context.Context, near net.Conn) {
 		_ = forward(far, near, func(int) error { return nil })
 	}()
 	_ = forward(near, far, func(n int) error {
-		l.received.Add(int64(n))
+		l.Received.Add(int64(n))
 		return l.limiter.WaitN(ctx, n)
 	})
 	_ = near.Close() // ends the other direction
@@ -95,7 +96,7 @@ func (l *link) join(ctx context.Context, near net.Conn) {
 }
 
 func forward(to, from net.Conn, each func(n int) error) error {
-	buf := make([]byte, linkPiece)
+	buf := make([]byte, Piece)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
@@ -112,8 +113,8 @@ func forward(to, from net.Conn, each func(n int) error) error {
 	}
 }
 
-// add notes connections for cut, and reports whether the link is up.
-func (l *link) add(conns ...net.Conn) bool {
+// add notes connections for Cut, and reports whether the link is up.
+func (l *Link) add(conns ...net.Conn) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range conns {
@@ -122,7 +123,7 @@ func (l *link) add(conns ...net.Conn) bool {
 	return !l.down
 }
 
-func (l *link) drop(conns ...net.Conn) {
+func (l *Link) drop(conns ...net.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range conns {
@@ -130,8 +131,8 @@ func (l *link) drop(conns ...net.Conn) {
 	}
 }
 
-// cut breaks all connections, and new ones, until mend.
-func (l *link) cut() {
+// Cut breaks all connections, and new ones, until Mend.
+func (l *Link) Cut() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.down = true
@@ -140,7 +141,8 @@ func (l *link) cut() {
 	}
 }
 
-func (l *link) mend() {
+// Mend lets new connections through again.
+func (l *Link) Mend() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.down = false

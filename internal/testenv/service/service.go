@@ -1,4 +1,6 @@
-package clustertest
+// Package service runs the service's own programs in processes of their own, as they
+// are shipped.
+package service
 
 import (
 	"bufio"
@@ -15,26 +17,38 @@ import (
 	"time"
 )
 
-// process is a running program of the service.
-type process struct {
-	name   string // for people, unique
-	cmd    *exec.Cmd
-	log    string        // path of what it wrote to standard error
-	listen string        // where it said that it listens
-	exited chan struct{} // closed when it has ended
+// Process is a running program of the service.
+type Process struct {
+	Name   string        // for people, unique
+	Listen string        // where it said that it listens
+	Exited chan struct{} // closed when it has ended
+
+	cmd *exec.Cmd
+	log string // path of what it wrote to standard error
+}
+
+// Build builds the programs into bin, without the race detector: what they take is
+// measured.
+func Build(bin string) error {
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", bin+string(filepath.Separator), "vmimport/cmd/api", "vmimport/cmd/worker")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the programs: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // startTimeout is how long a program may take until it listens.
 const startTimeout = 30 * time.Second
 
-// startProcess starts a program and returns when it listens.
-func startProcess(program, name, dir, config string) (*process, error) {
-	p := &process{name: name, log: filepath.Join(dir, name+".log"), exited: make(chan struct{})}
+// Start starts a program out of the directory bin and returns when it listens. Its log
+// goes to dir.
+func Start(bin, program, name, dir, config string) (*Process, error) {
+	p := &Process{Name: name, log: filepath.Join(dir, name+".log"), Exited: make(chan struct{})}
 	log, err := os.Create(p.log)
 	if err != nil {
 		return nil, err
 	}
-	p.cmd = exec.Command(filepath.Join(binaries, program), "-config", config)
+	p.cmd = exec.Command(filepath.Join(bin, program), "-config", config)
 	p.cmd.Env = []string{"GOTRACEBACK=all"} // and no VMIMPORT_ variable of the developer's
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stderr, err := p.cmd.StderrPipe()
@@ -46,18 +60,18 @@ func startProcess(program, name, dir, config string) (*process, error) {
 	}
 	up := make(chan string, 1)
 	go func() {
-		defer close(p.exited)
+		defer close(p.Exited)
 		keep(stderr, log, up)
 		_ = p.cmd.Wait() // ProcessState has what it says
 	}()
 	select {
-	case p.listen = <-up:
+	case p.Listen = <-up:
 		return p, nil
-	case <-p.exited:
+	case <-p.Exited:
 	case <-time.After(startTimeout):
-		p.kill()
+		p.Kill()
 	}
-	return nil, fmt.Errorf("%s did not come up:\n%s", name, p.tail(20))
+	return nil, fmt.Errorf("%s did not come up:\n%s", name, p.Tail(20))
 }
 
 // keep copies a program's log to a file until the program ends, and sends the
@@ -78,33 +92,33 @@ func keep(from io.Reader, to *os.File, up chan<- string) {
 	}
 }
 
-// kill ends the process as a crash would, and returns when it is gone.
-func (p *process) kill() {
+// Kill ends the process as a crash would, and returns when it is gone.
+func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // fails if it has ended
-	<-p.exited
+	<-p.Exited
 }
 
-// stop asks the process to end and returns its exit code, -1 if a signal ended
+// Stop asks the process to end and returns its exit code, -1 if a signal ended
 // it, and how long it took. It is killed after most.
-func (p *process) stop(most time.Duration) (code int, took time.Duration) {
+func (p *Process) Stop(most time.Duration) (code int, took time.Duration) {
 	began := time.Now()
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails if it has ended
 	select {
-	case <-p.exited:
+	case <-p.Exited:
 	case <-time.After(most):
-		p.kill()
+		p.Kill()
 	}
 	return p.cmd.ProcessState.ExitCode(), time.Since(began)
 }
 
-// runs reports whether an attempt of that worker runs in this process: the
+// Runs reports whether an attempt of that worker runs in this process: the
 // names of workers hold their process id.
-func (p *process) runs(worker string) bool {
+func (p *Process) Runs(worker string) bool {
 	return strings.Contains(worker, fmt.Sprintf("-%d-", p.cmd.Process.Pid))
 }
 
-// lines returns what the process has logged so far.
-func (p *process) lines() []string {
+// Lines returns what the process has logged so far.
+func (p *Process) Lines() []string {
 	b, err := os.ReadFile(p.log)
 	if err != nil {
 		return []string{err.Error()}
@@ -112,14 +126,14 @@ func (p *process) lines() []string {
 	return strings.Split(strings.TrimSpace(string(b)), "\n")
 }
 
-// tail returns the last n lines of the log.
-func (p *process) tail(n int) string {
-	l := p.lines()
+// Tail returns the last n lines of the log.
+func (p *Process) Tail(n int) string {
+	l := p.Lines()
 	return strings.Join(l[max(0, len(l)-n):], "\n")
 }
 
-// peakMemory returns the most memory, in bytes, that was ever resident.
-func (p *process) peakMemory() (int64, error) {
+// PeakMemory returns the most memory, in bytes, that was ever resident.
+func (p *Process) PeakMemory() (int64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
