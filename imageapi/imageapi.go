@@ -14,7 +14,10 @@ import (
 
 // Spec describes the image to make.
 type Spec struct {
-	ImageID   string
+	ImageID string
+	// KeepID says that the image must have this id and no other. The id must then be
+	// free for another import if this one comes to nothing.
+	KeepID    bool
 	ImportID  string // who makes it; part of the image for ever
 	Attempt   int64  // rises with each attempt; a higher one shuts lower ones out
 	Name      string
@@ -46,11 +49,17 @@ type Images interface {
 	// Get returns the published image of that id, else ErrNoImage.
 	Get(ctx context.Context, imageID string) (*Image, error)
 
+	// Accepts fails if the service is known to refuse an image like spec. It does not
+	// ask the service.
+	Accepts(spec Spec) error
+
 	// Begin starts the image, or takes up what an earlier attempt of the same
 	// import left. It shuts earlier attempts out: from then on they cannot
 	// publish, and what they still write goes nowhere.
 	//
 	// ErrTaken: the id belongs to an image of another import.
+	// ErrSpent: the service does not give out the id, or not any more; nothing of the
+	// import is left under it.
 	Begin(ctx context.Context, spec Spec) (Upload, error)
 
 	// Remove deletes all that an import made, published or not, by whichever
@@ -62,20 +71,15 @@ type Images interface {
 // Upload is an image being written by one attempt. One goroutine uses it,
 // except where a method says otherwise.
 type Upload interface {
-	// Disk opens disk n, counted from 1, for a file of size bytes in the image's
-	// format, or of at most as many: see DiskWriter.Resize.
+	// Disk opens a disk. ok tells whether what an earlier attempt wrote is here, as
+	// DiskSpec.Resume has it. ctx is also for what the DiskWriter does.
 	//
-	// With resume > 0 the caller wants to go on from an earlier attempt's Sync.
-	// resume is a number that rises from Sync to Sync: how much of its source the
-	// caller had dealt with. ok tells whether all that was written before that Sync
-	// is still here and durable; what was written after it may be here or not. With
-	// ok false the disk is empty, and the service takes it that the caller has no
-	// other number of earlier attempts.
-	Disk(ctx context.Context, n int, size, resume int64) (w DiskWriter, ok bool, err error)
+	// ErrOneDisk: the service's images have no more.
+	Disk(ctx context.Context, d DiskSpec) (w DiskWriter, ok bool, err error)
 
-	// Ordered reports whether each disk has to be written from its front to its
-	// end.
-	Ordered() bool
+	// Streams reports whether each disk has to be written from its front to its end,
+	// in one attempt: nothing is kept of one that was not published.
+	Streams() bool
 
 	// Publish makes the image visible, whole and durable, in one step. If an
 	// earlier attempt of the import has published it, that image stays as it
@@ -88,26 +92,43 @@ type Upload interface {
 	Close() error
 }
 
+// DiskSpec describes the file of one disk, in the image's format.
+type DiskSpec struct {
+	Number int   // from 1
+	Size   int64 // in bytes
+	// AtMost says that Size is only a bound. What the size is, Resize will say.
+	AtMost bool
+
+	// Resume > 0 asks to go on from an earlier attempt's Sync. It is a number that
+	// rises from Sync to Sync: how much of its source the caller had dealt with. The
+	// disk can be gone on with if all that was written before that Sync is still here
+	// and durable; what was written after it may be here or not. Otherwise the disk is
+	// empty, and the service takes it that the caller has no other number of earlier
+	// attempts.
+	Resume int64
+}
+
 // DiskWriter takes the file of one disk. What is never written reads as zeros, and
 // costs no space where the service can do without.
 type DiskWriter interface {
-	// WriteAt stores p at off. Calls may come in any order (but see Ordered), from
+	// WriteAt stores p at off. Calls may come in any order (but see Streams), from
 	// one goroutine at a time. No byte is written twice in one attempt. After a
 	// resume any may be written again that an earlier attempt wrote, with the same
 	// value.
 	WriteAt(p []byte, off int64) (int, error)
 
 	// Resize makes the file size bytes long, which is no more than Disk was told
-	// and no less than what was written. It is called once, before Close, by those
-	// who did not know the size before.
+	// and no less than what was written. It is called before Close, at most once, by
+	// those who opened the disk with a bound. The earlier it is called, the better for
+	// services that want to know the size before the first byte.
 	Resize(size int64) error
 
 	// Sync makes durable what WriteAt took before the call. It may run
 	// beside WriteAt, in another goroutine.
 	Sync() error
 
-	// Close ends the disk and makes all of it durable. A disk that is not
-	// closed without error must not be published.
+	// Close ends the disk and makes all of it durable, where the service can do that
+	// before Publish. A disk that is not closed without error must not be published.
 	Close() error
 }
 
@@ -118,6 +139,12 @@ var (
 	ErrTaken   = fault.New(fault.Conflict, "image_id_in_use",
 		"The image id is already used by another image.").
 		Try("Ask for the import again with another id, or without one.")
+	ErrSpent = fault.New(fault.Conflict, "image_id_spent",
+		"The image service does not give out this image id any more, since an image once had it.").
+		Try("Ask for the import again with another id, or without one.")
+	ErrOneDisk = fault.New(fault.Invalid, "image_has_one_disk",
+		"An image can have only one disk here, and the image file holds several.").
+		Try("Import each disk by itself.")
 	ErrShutOut = fault.New(fault.Fenced, "shut_out", "A later attempt of the import has begun.")
 	ErrFull    = fault.New(fault.Unavailable, "image_store_full", "The image store is full.")
 )

@@ -63,15 +63,18 @@ type Disk struct {
 	Version string `json:"version"`
 }
 
-// Spec is what was asked for. It never changes after Create.
+// Spec is what was asked for. It never changes after Create, but for ImageID.
 type Spec struct {
 	ID      ID     `json:"id"`
 	Owner   Owner  `json:"owner"`
 	Dialect string `json:"dialect"`
 	Region  string `json:"region"`
 
-	Name         string `json:"name"`
-	ImageID      string `json:"image_id"`
+	Name    string `json:"name"`
+	ImageID string `json:"image_id"`
+	// ImageIDGiven says that the customer asked for ImageID. Otherwise any will do,
+	// and the import may get another: see Claims.Reassign.
+	ImageIDGiven bool   `json:"image_id_given,omitempty"`
 	MinRAMMiB    int64  `json:"min_ram_mib,omitempty"`
 	MinDiskGiB   int64  `json:"min_disk_gib,omitempty"`
 	OSType       string `json:"os_type,omitempty"`

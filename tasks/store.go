@@ -93,6 +93,11 @@ type Claims interface {
 	// checkpoint removes the stored one.
 	SaveCheckpoint(ctx context.Context, held Held, checkpoint []byte, reached int64) error
 
+	// Reassign gives the import another image id, before it has begun to publish.
+	// ErrImageIDInUse: another import has that one. ErrCancelCameFirst: the import
+	// is Cancelling.
+	Reassign(ctx context.Context, held Held, imageID string) error
+
 	// BeginPublish is the step that excludes a cancel. ErrCancelCameFirst: the
 	// import is Cancelling, and the caller removes what it made.
 	BeginPublish(ctx context.Context, held Held, res *Result) error

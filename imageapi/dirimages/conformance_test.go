@@ -29,7 +29,7 @@ func TestConformance(t *testing.T) {
 			Images:    open(t, root),
 			Another:   func(t *testing.T) imageapi.Images { return open(t, root) },
 			ReadDisk:  func(t *testing.T, imageID string, n int) []byte { return readDisk(t, root, imageID, n) },
-			Leftovers: func(t *testing.T) []string { return leftovers(t, root) },
+			Leftovers: func(t *testing.T, _ string) []string { return leftovers(t, root) },
 		}
 	})
 }

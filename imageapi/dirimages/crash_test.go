@@ -62,7 +62,7 @@ func work(job, root, importID string) error {
 		if err != nil {
 			return err
 		}
-		w, _, err := u.Disk(ctx, 1, crashSize, 0)
+		w, _, err := u.Disk(ctx, imageapi.DiskSpec{Number: 1, Size: crashSize})
 		if err != nil {
 			return err
 		}
@@ -86,7 +86,7 @@ func work(job, root, importID string) error {
 		if err != nil {
 			return err
 		}
-		w, _, err := u.Disk(ctx, 1, crashSize, 0)
+		w, _, err := u.Disk(ctx, imageapi.DiskSpec{Number: 1, Size: crashSize})
 		if err != nil {
 			return err
 		}
@@ -238,7 +238,7 @@ func TestKilledWhileWriting(t *testing.T) {
 				t.Fatalf("Begin: %v", err)
 			}
 			defer u.Close()
-			d, ok, err := u.Disk(t.Context(), 1, crashSize, int64(reached))
+			d, ok, err := u.Disk(t.Context(), imageapi.DiskSpec{Number: 1, Size: crashSize, Resume: int64(reached)})
 			if err != nil || !ok {
 				t.Fatalf("Disk from %d: ok %v, %v", reached, ok, err)
 			}
@@ -334,7 +334,7 @@ func TestZombie(t *testing.T) {
 				t.Fatalf("Begin: %v", err)
 			}
 			defer u.Close()
-			w, ok, err := u.Disk(t.Context(), 1, crashSize, int64(reached))
+			w, ok, err := u.Disk(t.Context(), imageapi.DiskSpec{Number: 1, Size: crashSize, Resume: int64(reached)})
 			if err != nil || ok {
 				t.Fatalf("Disk: ok %v, %v; want nothing of a file that is still being written", ok, err)
 			}

@@ -126,6 +126,9 @@ func (s *Images) Get(ctx context.Context, imageID string) (*imageapi.Image, erro
 	return &imageapi.Image{ImageID: imageID, ImportID: rec.ImportID, Owner: rec.Owner}, nil
 }
 
+// Accepts implements imageapi.Images.
+func (i *Images) Accepts(imageapi.Spec) error { return nil }
+
 // Begin implements imageapi.Images.
 func (s *Images) Begin(ctx context.Context, spec imageapi.Spec) (imageapi.Upload, error) {
 	if err := validate(spec); err != nil {

@@ -38,7 +38,7 @@ func begin(t *testing.T, images *dirimages.Images, spec imageapi.Spec, b []byte)
 		t.Fatalf("Begin: %v", err)
 	}
 	t.Cleanup(func() { u.Close() })
-	w, _, err := u.Disk(t.Context(), 1, int64(len(b)), 0)
+	w, _, err := u.Disk(t.Context(), imageapi.DiskSpec{Number: 1, Size: int64(len(b))})
 	if err != nil {
 		t.Fatalf("Disk: %v", err)
 	}
@@ -173,12 +173,12 @@ func TestBadRequests(t *testing.T) {
 
 	u := begin(t, images, spec(importID, 1), make([]byte, 512))
 	for _, d := range []struct{ n, size, resume int64 }{{0, 512, 0}, {65, 512, 0}, {2, 0, 0}, {2, -1, 0}, {2, 512, -1}, {1, 512, 0}} {
-		if _, _, err := u.Disk(t.Context(), int(d.n), d.size, d.resume); err == nil {
+		if _, _, err := u.Disk(t.Context(), imageapi.DiskSpec{Number: int(d.n), Size: d.size, Resume: d.resume}); err == nil {
 			t.Errorf("Disk(%d, %d, %d) succeeds", d.n, d.size, d.resume)
 		}
 	}
 	for i, off := range []int64{-1, 511, 512, 1 << 62} {
-		w, _, err := u.Disk(t.Context(), 10+i, 512, 0)
+		w, _, err := u.Disk(t.Context(), imageapi.DiskSpec{Number: 10 + i, Size: 512})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -190,7 +190,7 @@ func TestBadRequests(t *testing.T) {
 		}
 	}
 	u.Close()
-	if _, _, err := u.Disk(t.Context(), 2, 512, 0); err == nil {
+	if _, _, err := u.Disk(t.Context(), imageapi.DiskSpec{Number: 2, Size: 512}); err == nil {
 		t.Error("Disk after Close succeeds")
 	}
 	if err := u.Publish(t.Context(), make([]imageapi.DiskFacts, 1)); err == nil {
@@ -314,7 +314,7 @@ func TestPublishInterrupted(t *testing.T) {
 			}
 			defer u.Close()
 			const reached = 8192
-			w, ok, err := u.Disk(t.Context(), 1, int64(len(b)), reached)
+			w, ok, err := u.Disk(t.Context(), imageapi.DiskSpec{Number: 1, Size: int64(len(b)), Resume: reached})
 			if err != nil {
 				t.Fatalf("Disk: %v", err)
 			}
@@ -354,7 +354,7 @@ func TestOtherFormatStartsAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer u.Close()
-	w, ok, err := u.Disk(t.Context(), 1, 8192, 4096)
+	w, ok, err := u.Disk(t.Context(), imageapi.DiskSpec{Number: 1, Size: 8192, Resume: 4096})
 	if err != nil || ok {
 		t.Fatalf("Disk: ok %v, %v", ok, err)
 	}
@@ -468,7 +468,7 @@ func copyImage(ctx context.Context, images *dirimages.Images, spec imageapi.Spec
 		return err
 	}
 	defer u.Close()
-	w, _, err := u.Disk(ctx, 1, int64(len(b)), 0)
+	w, _, err := u.Disk(ctx, imageapi.DiskSpec{Number: 1, Size: int64(len(b))})
 	if err != nil {
 		return err
 	}

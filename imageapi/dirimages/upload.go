@@ -31,31 +31,31 @@ type upload struct {
 
 // Disk implements imageapi.Upload. The file has its full length from the start, all
 // of it a hole, unless that is a bound which the file system cannot reach.
-func (u *upload) Disk(ctx context.Context, n int, size, resume int64) (imageapi.DiskWriter, bool, error) {
+func (u *upload) Disk(ctx context.Context, d imageapi.DiskSpec) (imageapi.DiskWriter, bool, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, false, err
 	}
 	switch {
 	case u.work == nil || u.published:
 		return nil, false, errClosed
-	case n < 1 || n > maxDisks || size <= 0 || resume < 0 || u.disks[n] != nil:
+	case d.Number < 1 || d.Number > maxDisks || d.Size <= 0 || d.Resume < 0 || u.disks[d.Number] != nil:
 		return nil, false, fault.New(fault.Internal, "bad_disk", "The disk cannot be opened like this.").
-			Saw("disk %d of %d bytes from %d", n, size, resume)
+			Saw("disk %d of %d bytes from %d", d.Number, d.Size, d.Resume)
 	}
-	f, kept, err := u.open(n, size, resume)
+	f, kept, err := u.open(d.Number, d.Size, d.Resume)
 	if err != nil {
 		return nil, false, u.failure("open disk", err)
 	}
-	d := &disk{file: f, size: size, current: u.current}
+	w := &disk{file: f, size: d.Size, current: u.current}
 	if u.disks == nil {
 		u.disks = make(map[int]*disk)
 	}
-	u.disks[n] = d
-	return d, kept, nil
+	u.disks[d.Number] = w
+	return w, kept, nil
 }
 
-// Ordered implements imageapi.Upload.
-func (u *upload) Ordered() bool { return false }
+// Streams implements imageapi.Upload.
+func (u *upload) Streams() bool { return false }
 
 // open opens the file of a disk, and empties it if it does not have what was written
 // up to resume.

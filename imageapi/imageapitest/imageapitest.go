@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"vmimport/imageapi"
 )
 
@@ -25,12 +27,13 @@ type Service struct {
 	// ReadDisk returns the guest bytes of disk n of a published image.
 	ReadDisk func(t *testing.T, imageID string, n int) []byte
 
-	// Leftovers lists whatever the service holds besides published images.
-	Leftovers func(t *testing.T) []string
+	// Leftovers lists whatever the service holds under an image id besides a published
+	// image.
+	Leftovers func(t *testing.T, imageID string) []string
 
-	// NoResume is set for services that keep nothing of an upload that did not
-	// end, so that every attempt starts from zero.
-	NoResume bool
+	// Streams is set for services whose Upload.Streams is true. Their images have one
+	// disk.
+	Streams bool
 }
 
 // Run runs the suite. Each test opens a fresh, empty service.
@@ -71,17 +74,10 @@ func Run(t *testing.T, open func(t *testing.T) Service) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			tt.test(&suite{T: t, Service: open(t)})
+			tt.test(&suite{T: t, Service: open(t), image1: uuid.NewString(), import1: uuid.NewString(), import2: uuid.NewString()})
 		})
 	}
 }
-
-// Ids as the service gives them out.
-const (
-	image1  = "6f0b1c2d-3e4f-4a6b-8c8d-9e0f1a2b3c4d"
-	import1 = "0d9c7b5a-1111-4222-8333-444455556666"
-	import2 = "0d9c7b5a-7777-4888-9999-aaaabbbbcccc"
-)
 
 // size of a disk: no multiple of a block or chunk.
 const size = 3<<20 + 1536
@@ -89,11 +85,14 @@ const size = 3<<20 + 1536
 type suite struct {
 	*testing.T
 	Service
+
+	// Ids as the service gives them out; each test has its own.
+	image1, import1, import2 string
 }
 
 func (s *suite) spec(importID string, attempt int64) imageapi.Spec {
 	return imageapi.Spec{
-		ImageID: image1, ImportID: importID, Attempt: attempt,
+		ImageID: s.image1, KeepID: true, ImportID: importID, Attempt: attempt,
 		Name: "web01", Owner: "project", Format: "raw",
 		MinRAM: 512, MinDisk: 1, OSType: "centos",
 		CreatedAt:  time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
@@ -131,7 +130,7 @@ func (s *suite) begin(in imageapi.Images, spec imageapi.Spec) imageapi.Upload {
 
 func (s *suite) disk(u imageapi.Upload, n int) imageapi.DiskWriter {
 	s.Helper()
-	w, ok, err := u.Disk(s.Context(), n, size, 0)
+	w, ok, err := u.Disk(s.Context(), imageapi.DiskSpec{Number: n, Size: size})
 	if err != nil || ok {
 		s.Fatalf("Disk(%d) from the start: ok %v, %v", n, ok, err)
 	}
@@ -198,7 +197,7 @@ func (s *suite) make(importID string, attempt int64, b []byte) {
 func (s *suite) wantNoImage() {
 	s.Helper()
 	for _, in := range []imageapi.Images{s.Images, s.Another(s.T)} {
-		if img, err := in.Get(s.Context(), image1); !errors.Is(err, imageapi.ErrNoImage) {
+		if img, err := in.Get(s.Context(), s.image1); !errors.Is(err, imageapi.ErrNoImage) {
 			s.Fatalf("Get = %v, %v; want ErrNoImage", img, err)
 		}
 	}
@@ -207,14 +206,14 @@ func (s *suite) wantNoImage() {
 // wantImage checks the published image and its disks.
 func (s *suite) wantImage(importID string, disks ...[]byte) {
 	s.Helper()
-	want := imageapi.Image{ImageID: image1, ImportID: importID, Owner: "project"}
+	want := imageapi.Image{ImageID: s.image1, ImportID: importID, Owner: "project"}
 	for _, in := range []imageapi.Images{s.Images, s.Another(s.T)} {
-		if img, err := in.Get(s.Context(), image1); err != nil || *img != want {
+		if img, err := in.Get(s.Context(), s.image1); err != nil || *img != want {
 			s.Fatalf("Get = %v, %v; want %v", img, err, want)
 		}
 	}
 	for i, b := range disks {
-		if got := s.ReadDisk(s.T, image1, i+1); !bytes.Equal(got, b) {
+		if got := s.ReadDisk(s.T, s.image1, i+1); !bytes.Equal(got, b) {
 			s.Fatalf("disk %d: %s", i+1, difference(got, b))
 		}
 	}
@@ -238,14 +237,14 @@ func (s *suite) wantError(what string, err, want error) {
 
 func (s *suite) wantNoLeftovers() {
 	s.Helper()
-	if left := s.Leftovers(s.T); len(left) > 0 {
+	if left := s.Leftovers(s.T, s.image1); len(left) > 0 {
 		s.Fatalf("left over: %q", left)
 	}
 }
 
 func (s *suite) invisible() {
 	s.wantNoImage()
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	s.wantNoImage()
 	w := s.disk(u, 1)
 	b := content(1)
@@ -260,39 +259,59 @@ func (s *suite) invisible() {
 
 func (s *suite) whole() {
 	b := content(1)
-	s.make(import1, 1, b)
-	s.wantImage(import1, b)
+	s.make(s.import1, 1, b)
+	s.wantImage(s.import1, b)
 	s.wantNoLeftovers()
 }
 
 func (s *suite) severalDisks() {
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
+	if s.Streams {
+		s.fill(u, 1, content(1))
+		_, _, err := u.Disk(s.Context(), imageapi.DiskSpec{Number: 2, Size: size})
+		s.wantError("Disk(2)", err, imageapi.ErrOneDisk)
+		return
+	}
 	disks := [][]byte{content(1), content(2), content(3)}
 	for i, b := range disks {
 		s.fill(u, i+1, b)
 	}
 	s.wantNoImage()
 	s.publish(u, len(disks))
-	s.wantImage(import1, disks...)
+	s.wantImage(s.import1, disks...)
 }
 
 func (s *suite) holes() {
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	b := make([]byte, size)
 	copy(b[1<<20:], content(1)[:4096])
 	w := s.disk(u, 1)
 	s.write(w, b, 1<<20, 1<<20+4096)
 	s.closeDisk(w)
-	s.fill(u, 2, make([]byte, size))
-	s.closeDisk(s.disk(u, 3))
-	s.publish(u, 3)
-	s.wantImage(import1, b, make([]byte, size), make([]byte, size))
+	disks := [][]byte{b}
+	if !s.Streams {
+		s.fill(u, 2, make([]byte, size))
+		s.closeDisk(s.disk(u, 3))
+		disks = append(disks, make([]byte, size), make([]byte, size))
+	}
+	s.publish(u, len(disks))
+	s.wantImage(s.import1, disks...)
 }
 
 func (s *suite) anyOrder() {
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	b := content(1)
 	w := s.disk(u, 1)
+	if u.Streams() != s.Streams {
+		s.Fatalf("Streams() = %v", u.Streams())
+	}
+	if s.Streams {
+		s.write(w, b, 4096, 8192)
+		if _, err := w.WriteAt(b[:512], 0); err == nil {
+			s.Error("a write before another was taken by a service that streams")
+		}
+		return
+	}
 	const piece = 70_001
 	pieces := (size + piece - 1) / piece
 	for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(pieces) {
@@ -300,11 +319,11 @@ func (s *suite) anyOrder() {
 	}
 	s.closeDisk(w)
 	s.publish(u, 1)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 }
 
 func (s *suite) syncBeside() {
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	b := content(1)
 	w := s.disk(u, 1)
 	synced := make(chan error, 1)
@@ -323,11 +342,11 @@ func (s *suite) syncBeside() {
 	}
 	s.closeDisk(w)
 	s.publish(u, 1)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 }
 
 func (s *suite) unclosed() {
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	b := content(1)
 	s.write(s.disk(u, 1), b, 0, len(b))
 	if err := u.Publish(s.Context(), facts(1)); err == nil {
@@ -338,7 +357,7 @@ func (s *suite) unclosed() {
 }
 
 func (s *suite) missingDisk() {
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	s.fill(u, 1, content(1))
 	for _, n := range []int{0, 2} {
 		if err := u.Publish(s.Context(), facts(n)); err == nil {
@@ -349,7 +368,7 @@ func (s *suite) missingDisk() {
 }
 
 func (s *suite) unknown() {
-	for _, id := range []string{image1, "", ".", "..", "../" + image1, image1 + "/x", "a\x00b"} {
+	for _, id := range []string{s.image1, "", ".", "..", "../" + s.image1, s.image1 + "/x", "a\x00b"} {
 		if img, err := s.Images.Get(s.Context(), id); !errors.Is(err, imageapi.ErrNoImage) {
 			s.Errorf("Get(%q) = %v, %v; want ErrNoImage", id, img, err)
 		}
@@ -358,47 +377,54 @@ func (s *suite) unknown() {
 
 func (s *suite) taken() {
 	b := content(1)
-	s.make(import1, 1, b)
-	_, err := s.Images.Begin(s.Context(), s.spec(import2, 1))
+	s.make(s.import1, 1, b)
+	_, err := s.Images.Begin(s.Context(), s.spec(s.import2, 1))
 	s.wantError("Begin", err, imageapi.ErrTaken)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 	s.wantNoLeftovers()
 }
 
 func (s *suite) race() {
 	b := content(1)
-	first := s.begin(s.Images, s.spec(import1, 1))
-	second := s.begin(s.Another(s.T), s.spec(import2, 1))
+	first := s.begin(s.Images, s.spec(s.import1, 1))
+	second, err := s.Another(s.T).Begin(s.Context(), s.spec(s.import2, 1))
+	if err != nil {
+		s.wantError("second Begin", err, imageapi.ErrTaken)
+		s.fill(first, 1, b)
+		s.publish(first, 1)
+		s.wantImage(s.import1, b)
+		return
+	}
 	s.fill(first, 1, b)
 	s.fill(second, 1, content(2))
 	s.publish(first, 1)
 	s.wantError("second Publish", second.Publish(s.Context(), facts(1)), imageapi.ErrTaken)
 	s.closeUpload(second)
-	if err := s.Images.Remove(s.Context(), import2, image1); err != nil {
+	if err := s.Images.Remove(s.Context(), s.import2, s.image1); err != nil {
 		s.Fatalf("Remove: %v", err)
 	}
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 	s.wantNoLeftovers()
 }
 
 func (s *suite) twice() {
 	b := content(1)
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	s.fill(u, 1, b)
 	s.publish(u, 1)
 	s.publish(u, 1)
 	for range 2 {
 		s.closeUpload(u)
 	}
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 	s.wantNoLeftovers()
 }
 
 func (s *suite) again() {
 	b := content(1)
-	s.make(import1, 1, b)
-	s.make(import1, 2, content(2))
-	s.wantImage(import1, b)
+	s.make(s.import1, 1, b)
+	s.make(s.import1, 2, content(2))
+	s.wantImage(s.import1, b)
 	s.wantNoLeftovers()
 }
 
@@ -406,6 +432,10 @@ func (s *suite) again() {
 // yet that it was shut out. It may be told so, and nothing else.
 func (s *suite) scribble(u imageapi.Upload, w imageapi.DiskWriter) {
 	s.Helper()
+	if s.Streams {
+		s.wantError("Publish", u.Publish(s.Context(), facts(1)), imageapi.ErrShutOut)
+		return
+	}
 	junk := bytes.Repeat([]byte("junk"), size/4)
 	_, err := w.WriteAt(junk, 0)
 	for _, err := range []error{err, w.Sync(), w.Close()} {
@@ -414,21 +444,46 @@ func (s *suite) scribble(u imageapi.Upload, w imageapi.DiskWriter) {
 		}
 	}
 	s.wantError("Publish", u.Publish(s.Context(), facts(1)), imageapi.ErrShutOut)
-	if w, _, err := u.Disk(s.Context(), 2, size, 0); err != nil {
+	if w, _, err := u.Disk(s.Context(), imageapi.DiskSpec{Number: 2, Size: size}); err != nil {
 		s.wantError("Disk after a later Begin", err, imageapi.ErrShutOut)
 	} else if _, err := w.WriteAt(junk, 0); err != nil {
 		s.wantError("a write after a later Begin", err, imageapi.ErrShutOut)
 	}
 }
 
+// shutOutStream: what is being sent can be shut out only with its id, and only where
+// the id does not matter.
+func (s *suite) shutOutStream() {
+	spec := s.spec(s.import1, 1)
+	spec.KeepID = false
+	old := s.begin(s.Images, spec)
+	w := s.disk(old, 1)
+	s.write(w, content(2), 0, size)
+	s.closeDisk(w)
+	spec.Attempt = 2
+	_, err := s.Another(s.T).Begin(s.Context(), spec)
+	s.wantError("Begin beside an upload", err, imageapi.ErrSpent)
+	s.scribble(old, w)
+	s.wantNoImage()
+	s.wantNoLeftovers()
+
+	_, err = s.Images.Begin(s.Context(), spec)
+	s.wantError("Begin of a spent id", err, imageapi.ErrSpent)
+	s.wantNoLeftovers()
+}
+
 func (s *suite) shutOut() {
+	if s.Streams {
+		s.shutOutStream()
+		return
+	}
 	b := content(1)
-	old := s.begin(s.Images, s.spec(import1, 1))
+	old := s.begin(s.Images, s.spec(s.import1, 1))
 	oldDisk := s.disk(old, 1)
 	s.write(oldDisk, content(2), 0, 1<<20)
 	s.sync(oldDisk)
 
-	u := s.begin(s.Another(s.T), s.spec(import1, 2))
+	u := s.begin(s.Another(s.T), s.spec(s.import1, 2))
 	w := s.disk(u, 1)
 	s.write(w, b, 0, 1<<20)
 	s.scribble(old, oldDisk)
@@ -436,24 +491,24 @@ func (s *suite) shutOut() {
 	s.write(w, b, 1<<20, size)
 	s.closeDisk(w)
 	s.publish(u, 1)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 	s.closeUpload(old)
 	s.closeUpload(u)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 
 	// The same once more, when the image is there.
-	late := s.begin(s.Images, s.spec(import1, 3))
+	late := s.begin(s.Images, s.spec(s.import1, 3))
 	s.fill(late, 1, content(3))
-	s.begin(s.Images, s.spec(import1, 4))
+	s.begin(s.Images, s.spec(s.import1, 4))
 	s.wantError("Publish", late.Publish(s.Context(), facts(1)), imageapi.ErrShutOut)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 }
 
 func (s *suite) tooLate() {
 	b := content(1)
-	u := s.begin(s.Images, s.spec(import1, 5))
+	u := s.begin(s.Images, s.spec(s.import1, 5))
 	s.fill(u, 1, b)
-	if old, err := s.Images.Begin(s.Context(), s.spec(import1, 4)); err == nil {
+	if old, err := s.Images.Begin(s.Context(), s.spec(s.import1, 4)); err == nil {
 		s.fill(old, 1, content(2))
 		s.wantError("Publish", old.Publish(s.Context(), facts(1)), imageapi.ErrShutOut)
 		s.closeUpload(old)
@@ -461,70 +516,76 @@ func (s *suite) tooLate() {
 		s.wantError("Begin of an earlier attempt", err, imageapi.ErrShutOut)
 	}
 	s.publish(u, 1)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 }
 
 func (s *suite) afterClose() {
 	b := content(1)
-	old := s.begin(s.Images, s.spec(import1, 1))
+	old := s.begin(s.Images, s.spec(s.import1, 1))
 	w := s.disk(old, 1)
 	s.write(w, content(2), 0, size)
 	s.closeUpload(old)
-	u := s.begin(s.Images, s.spec(import1, 2))
+	u := s.begin(s.Images, s.spec(s.import1, 2))
 	if _, err := w.WriteAt([]byte("junk"), 0); err == nil {
 		s.Error("WriteAt after Close succeeds")
 	}
 	s.fill(u, 1, b)
 	s.publish(u, 1)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 }
 
 func (s *suite) remove(importID string) {
 	s.Helper()
-	if err := s.Images.Remove(s.Context(), importID, image1); err != nil {
+	if err := s.Images.Remove(s.Context(), importID, s.image1); err != nil {
 		s.Fatalf("Remove: %v", err)
 	}
 }
 
 func (s *suite) removeUpload() {
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	s.fill(u, 1, content(1))
-	s.disk(u, 2)
+	if !s.Streams {
+		s.disk(u, 2)
+	}
 	s.closeUpload(u)
-	s.remove(import1)
+	s.remove(s.import1)
 	s.wantNoImage()
 	s.wantNoLeftovers()
 }
 
 func (s *suite) removePublished() {
-	s.make(import1, 1, content(1))
-	s.begin(s.Images, s.spec(import1, 2))
-	s.remove(import1)
+	s.make(s.import1, 1, content(1))
+	s.begin(s.Images, s.spec(s.import1, 2))
+	s.remove(s.import1)
 	s.wantNoImage()
 	s.wantNoLeftovers()
 }
 
 func (s *suite) removeOther() {
 	b := content(1)
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	s.fill(u, 1, b)
-	s.remove(import2)
+	s.remove(s.import2)
 	s.publish(u, 1)
-	s.remove(import2)
-	s.wantImage(import1, b)
+	s.remove(s.import2)
+	s.wantImage(s.import1, b)
 }
 
 func (s *suite) removeNothing() {
-	s.remove(import1)
+	s.remove(s.import1)
 	s.wantNoImage()
 	s.wantNoLeftovers()
 }
 
 func (s *suite) removeShutsOut() {
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	w := s.disk(u, 1)
 	s.write(w, content(1), 0, 1<<20)
-	if err := s.Another(s.T).Remove(s.Context(), import1, image1); err != nil {
+	if s.Streams { // which looks no sooner than with the end
+		s.write(w, content(1), 1<<20, size)
+		s.closeDisk(w)
+	}
+	if err := s.Another(s.T).Remove(s.Context(), s.import1, s.image1); err != nil {
 		s.Fatalf("Remove: %v", err)
 	}
 	s.scribble(u, w)
@@ -535,23 +596,30 @@ func (s *suite) removeShutsOut() {
 }
 
 func (s *suite) removeFrees() {
-	s.make(import1, 1, content(1))
-	s.remove(import1)
+	u := s.begin(s.Images, s.spec(s.import1, 1))
+	s.fill(u, 1, content(1))
+	if !s.Streams { // where an image that was published spends its id
+		s.publish(u, 1)
+	}
+	s.closeUpload(u)
+	s.remove(s.import1)
+	s.wantNoImage()
+	s.wantNoLeftovers()
 	b := content(2)
-	s.make(import2, 1, b)
-	s.remove(import1)
-	s.wantImage(import2, b)
+	s.make(s.import2, 1, b)
+	s.remove(s.import1)
+	s.wantImage(s.import2, b)
 }
 
 // resumeAt asks for disk 1 from offset on. For services that keep nothing it
 // is never there.
 func (s *suite) resumeAt(u imageapi.Upload, offset int64, want bool) imageapi.DiskWriter {
 	s.Helper()
-	w, ok, err := u.Disk(s.Context(), 1, size, offset)
+	w, ok, err := u.Disk(s.Context(), imageapi.DiskSpec{Number: 1, Size: size, Resume: offset})
 	if err != nil {
 		s.Fatalf("Disk from %d: %v", offset, err)
 	}
-	if ok != (want && !s.NoResume) {
+	if ok != (want && !s.Streams) {
 		s.Fatalf("Disk from %d: ok %v", offset, ok)
 	}
 	return w
@@ -563,9 +631,9 @@ func (s *suite) resume() {
 	b := content(1)
 	reached := 0
 	for i, stop := range []int{512, 1<<20 + 50_000, 2 << 20} {
-		u := s.begin(s.Images, s.spec(import1, int64(i+1)))
+		u := s.begin(s.Images, s.spec(s.import1, int64(i+1)))
 		w := s.resumeAt(u, int64(reached), reached > 0)
-		if s.NoResume {
+		if s.Streams {
 			reached = 0
 		}
 		s.write(w, b, reached, stop)
@@ -575,15 +643,15 @@ func (s *suite) resume() {
 		s.wantNoImage()
 		reached = stop
 	}
-	u := s.begin(s.Another(s.T), s.spec(import1, 9))
+	u := s.begin(s.Another(s.T), s.spec(s.import1, 9))
 	w := s.resumeAt(u, int64(reached), true)
-	if s.NoResume {
+	if s.Streams {
 		reached = 0
 	}
 	s.write(w, b, reached, size)
 	s.closeDisk(w)
 	s.publish(u, 1)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 	s.closeUpload(u)
 	s.wantNoLeftovers()
 }
@@ -591,27 +659,27 @@ func (s *suite) resume() {
 // resumeScattered: what is written need not be where the number says.
 func (s *suite) resumeScattered() {
 	b := content(1)
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	w := s.disk(u, 1)
 	s.write(w, b, 2<<20, size)
 	s.sync(w)
 	s.closeUpload(u)
 
-	u = s.begin(s.Another(s.T), s.spec(import1, 2))
+	u = s.begin(s.Another(s.T), s.spec(s.import1, 2))
 	w = s.resumeAt(u, 1000, true)
 	s.write(w, b, 0, 2<<20)
-	if s.NoResume {
+	if s.Streams {
 		s.write(w, b, 2<<20, size)
 	}
 	s.closeDisk(w)
 	s.publish(u, 1)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 }
 
 func (s *suite) resize() {
 	b := content(1)
-	u := s.begin(s.Images, s.spec(import1, 1))
-	w, _, err := u.Disk(s.Context(), 1, 1<<40, 0)
+	u := s.begin(s.Images, s.spec(s.import1, 1))
+	w, _, err := u.Disk(s.Context(), imageapi.DiskSpec{Number: 1, Size: 1 << 40, AtMost: true})
 	if err != nil {
 		s.Fatalf("Disk: %v", err)
 	}
@@ -621,8 +689,8 @@ func (s *suite) resize() {
 	}
 	s.closeUpload(u)
 
-	u = s.begin(s.Images, s.spec(import1, 2))
-	if w, _, err = u.Disk(s.Context(), 1, 1<<40, 0); err != nil {
+	u = s.begin(s.Images, s.spec(s.import1, 2))
+	if w, _, err = u.Disk(s.Context(), imageapi.DiskSpec{Number: 1, Size: 1 << 40, AtMost: true}); err != nil {
 		s.Fatalf("Disk: %v", err)
 	}
 	s.write(w, b, 0, size)
@@ -631,18 +699,18 @@ func (s *suite) resize() {
 	}
 	s.closeDisk(w)
 	s.publish(u, 1)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 }
 
 func (s *suite) resumeUnknown() {
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	s.resumeAt(u, 1<<20, false)
 	s.closeUpload(u)
 }
 
 func (s *suite) resumeOtherSize() {
-	u := s.begin(s.Images, s.spec(import1, 1))
-	w, _, err := u.Disk(s.Context(), 1, size+512, 0)
+	u := s.begin(s.Images, s.spec(s.import1, 1))
+	w, _, err := u.Disk(s.Context(), imageapi.DiskSpec{Number: 1, Size: size + 512})
 	if err != nil {
 		s.Fatalf("Disk: %v", err)
 	}
@@ -650,54 +718,57 @@ func (s *suite) resumeOtherSize() {
 	s.sync(w)
 	s.closeUpload(u)
 
-	u = s.begin(s.Images, s.spec(import1, 2))
+	u = s.begin(s.Images, s.spec(s.import1, 2))
 	w = s.resumeAt(u, 1<<20, false)
 	s.closeDisk(w)
 	s.publish(u, 1)
-	s.wantImage(import1, make([]byte, size))
+	s.wantImage(s.import1, make([]byte, size))
 }
 
 // resumeStale: the second attempt cannot have the file of the first, which is
 // still being written, and dies before it has written as much. The third knows
 // the offset of the first only, and must not find it in the second's file.
 func (s *suite) resumeStale() {
+	if s.Streams {
+		return // nothing can be resumed, and nobody can begin beside a writer
+	}
 	b := content(1)
 	const reached = 2 << 20
-	first := s.begin(s.Images, s.spec(import1, 1))
+	first := s.begin(s.Images, s.spec(s.import1, 1))
 	w := s.disk(first, 1)
 	s.write(w, b, 0, reached)
 	s.sync(w)
 
-	second := s.begin(s.Images, s.spec(import1, 2))
+	second := s.begin(s.Images, s.spec(s.import1, 2))
 	w = s.resumeAt(second, reached, false)
 	s.write(w, b, 0, 4096)
 	s.sync(w)
 	s.closeUpload(second)
 	s.closeUpload(first)
 
-	third := s.begin(s.Images, s.spec(import1, 3))
+	third := s.begin(s.Images, s.spec(s.import1, 3))
 	w = s.resumeAt(third, reached, false)
 	s.write(w, b, 0, size)
 	s.closeDisk(w)
 	s.publish(third, 1)
-	s.wantImage(import1, b)
+	s.wantImage(s.import1, b)
 }
 
 func (s *suite) canceled() {
 	ctx, cancel := context.WithCancel(s.Context())
 	cancel()
-	if _, err := s.Images.Get(ctx, image1); !errors.Is(err, context.Canceled) {
+	if _, err := s.Images.Get(ctx, s.image1); !errors.Is(err, context.Canceled) {
 		s.Errorf("Get: %v", err)
 	}
-	if _, err := s.Images.Begin(ctx, s.spec(import1, 1)); !errors.Is(err, context.Canceled) {
+	if _, err := s.Images.Begin(ctx, s.spec(s.import1, 1)); !errors.Is(err, context.Canceled) {
 		s.Errorf("Begin: %v", err)
 	}
-	u := s.begin(s.Images, s.spec(import1, 1))
+	u := s.begin(s.Images, s.spec(s.import1, 1))
 	s.fill(u, 1, content(1))
 	if err := u.Publish(ctx, facts(1)); !errors.Is(err, context.Canceled) {
 		s.Errorf("Publish: %v", err)
 	}
 	s.wantNoImage()
-	s.remove(import1)
+	s.remove(s.import1)
 	s.wantNoLeftovers()
 }

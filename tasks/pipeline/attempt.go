@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 
 	"vmimport/imageapi"
@@ -97,7 +98,7 @@ func (a *attempt) work(ctx context.Context, saved []byte) error {
 	if err != nil {
 		return err
 	}
-	upload, err := a.region.Images.Begin(ctx, a.imageSpec())
+	upload, err := a.begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -134,9 +135,26 @@ func (a *attempt) recognise(ctx context.Context) (published bool, err error) {
 	return true, a.r.claims.BeginPublish(ctx, a.held, a.imp.Result)
 }
 
+// begin begins the image. If its id is spent and nobody has asked for it, the image
+// gets another: that the image service lost an upload is no reason to fail.
+func (a *attempt) begin(ctx context.Context) (imageapi.Upload, error) {
+	upload, err := a.region.Images.Begin(ctx, a.imageSpec())
+	if !errors.Is(err, imageapi.ErrSpent) || a.imp.ImageIDGiven {
+		return upload, err
+	}
+	id := uuid.NewString()
+	if err := a.r.claims.Reassign(ctx, a.held, id); err != nil {
+		return nil, err
+	}
+	a.log.Warn().Str("from", a.imp.ImageID).Str("to", id).Msg("the image service does not give out the image id any more; the image gets another")
+	a.imp.ImageID = id
+	return a.region.Images.Begin(ctx, a.imageSpec())
+}
+
 func (a *attempt) imageSpec() imageapi.Spec {
 	return imageapi.Spec{
 		ImageID:    a.imp.ImageID,
+		KeepID:     a.imp.ImageIDGiven,
 		ImportID:   string(a.imp.ID),
 		Attempt:    int64(a.held.Epoch),
 		Name:       a.imp.Name,

@@ -150,7 +150,8 @@ func (c *objectCopy) limits() formats.Limits { return limitsOf(c.region, c.imp.T
 // keepDone takes over the disks that an earlier attempt finished, if the image service
 // still has them. If not they are open, and empty.
 func (c *objectCopy) keepDone(ctx context.Context) (kept bool, err error) {
-	if err := c.openTargets(ctx, c.done.VirtualSizes, c.disk.Bytes); err != nil {
+	exact := func(int) bool { return false }
+	if err := c.openTargets(ctx, c.done.VirtualSizes, exact, c.disk.Bytes); err != nil {
 		return false, err
 	}
 	for _, t := range c.targets {
@@ -188,7 +189,8 @@ func (c *objectCopy) open(ctx context.Context, src *formats.Source, dec *decode.
 		for i := range src.Disks {
 			sizes[i] = src.Bound(i, c.limits())
 		}
-		if err := c.openTargets(ctx, sizes, at); err != nil {
+		atMost := func(i int) bool { return src.Disks[i].Size == 0 || src.Disks[i].Gzip }
+		if err := c.openTargets(ctx, sizes, atMost, at); err != nil {
 			return false, err
 		}
 	}
@@ -252,7 +254,7 @@ func (c *objectCopy) resumable(dec *decode.Decoder) bool {
 			return false
 		}
 	}
-	return dec.Resumable()
+	return dec.Resumable() && !c.upload.Streams()
 }
 
 // limitsOf are those of a region, and of the format that disks are stored in.

@@ -30,10 +30,10 @@ func (o ordered) Begin(ctx context.Context, spec imageapi.Spec) (imageapi.Upload
 	return orderedUpload{u}, nil
 }
 
-func (orderedUpload) Ordered() bool { return true }
+func (orderedUpload) Streams() bool { return true }
 
-func (u orderedUpload) Disk(ctx context.Context, n int, size, resume int64) (imageapi.DiskWriter, bool, error) {
-	w, ok, err := u.Upload.Disk(ctx, n, size, resume)
+func (u orderedUpload) Disk(ctx context.Context, d imageapi.DiskSpec) (imageapi.DiskWriter, bool, error) {
+	w, ok, err := u.Upload.Disk(ctx, d)
 	return &orderedDisk{DiskWriter: w}, ok, err
 }
 

@@ -146,6 +146,8 @@ func (u unserved) err() error { return errNotServed.Saw("region %s", u.region) }
 
 func (u unserved) Get(context.Context, string) (*imageapi.Image, error) { return nil, u.err() }
 
+func (u unserved) Accepts(imageapi.Spec) error { return u.err() }
+
 func (u unserved) Begin(context.Context, imageapi.Spec) (imageapi.Upload, error) { return nil, u.err() }
 
 func (u unserved) Remove(context.Context, string, string) error { return u.err() }

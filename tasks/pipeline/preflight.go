@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"vmimport/imageapi"
 	"vmimport/internal/fault"
 	"vmimport/storage"
 	"vmimport/tasks"
@@ -25,6 +26,9 @@ func (p *Preflight) Check(ctx context.Context, spec *tasks.Spec) error {
 	region, ok := p.regions[spec.Region]
 	if !ok {
 		return fmt.Errorf("region %s is not configured", spec.Region)
+	}
+	if err := region.Images.Accepts(imageapi.Spec{ImageID: spec.ImageID, Name: spec.Name, OSType: spec.OSType}); err != nil {
+		return err
 	}
 	for i := range spec.Disks {
 		d := &spec.Disks[i]

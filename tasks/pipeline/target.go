@@ -28,6 +28,7 @@ const (
 type target struct {
 	w     imageapi.DiskWriter
 	size  int64         // of the disk, or a bound of it
+	sized bool          // w knows how long its file gets
 	qcow2 *qcow2.Writer // packs what is written; nil for a raw target
 	spool Spool         // holds it until it can be written in order; nil if it is in order
 
@@ -53,14 +54,15 @@ func fileBytes(format string, size int64) int64 {
 	return size
 }
 
-// openTargets opens disks of those sizes, or bounds of them, in the image service.
-// resume is as for imageapi.Upload.
-func (c *objectCopy) openTargets(ctx context.Context, sizes []int64, resume int64) error {
+// openTargets opens disks of those sizes in the image service. atMost and resume are as
+// for imageapi.DiskSpec.
+func (c *objectCopy) openTargets(ctx context.Context, sizes []int64, atMost func(i int) bool, resume int64) error {
 	for i, size := range sizes {
-		t := &target{size: size}
+		t := &target{size: size, sized: c.imp.TargetFormat != targetQCOW2 && !atMost(i)}
 		c.targets = append(c.targets, t)
+		spec := imageapi.DiskSpec{Number: c.first + i, Size: fileBytes(c.imp.TargetFormat, size), AtMost: !t.sized, Resume: resume}
 		var err error
-		if t.w, t.kept, err = c.upload.Disk(ctx, c.first+i, fileBytes(c.imp.TargetFormat, size), resume); err != nil {
+		if t.w, t.kept, err = c.upload.Disk(ctx, spec); err != nil {
 			return err
 		}
 	}
@@ -73,7 +75,7 @@ func (c *objectCopy) prepare(dec *decode.Decoder) (err error) {
 	for i, t := range c.targets {
 		file := io.WriterAt(t.w)
 		// The header of a QCOW2 comes last and is at its front.
-		if c.upload.Ordered() && (asQCOW2 || !dec.InOrder(i)) {
+		if c.upload.Streams() && (asQCOW2 || !dec.InOrder(i)) {
 			if t.spool, err = c.r.opt.Spool(c.spoolNeeds(t, dec, i)); err != nil {
 				return err
 			}
@@ -111,21 +113,20 @@ func (t *target) finish(ctx context.Context, size int64) error {
 	if size > t.size { // its header said less, of which another part knows better
 		return diskimage.ErrCorrupt.Saw("a disk of %d bytes, which said that it has %d", size, t.size)
 	}
-	length, resize := size, size < t.size
+	length := size
 	if t.qcow2 != nil {
 		var err error
 		if length, err = t.qcow2.Finish(size); err != nil {
 			return err
 		}
-		resize = true
 	}
-	if t.spool != nil {
-		if err := t.unspool(ctx); err != nil {
+	if !t.sized || length < t.size {
+		if err := t.w.Resize(length); err != nil {
 			return err
 		}
 	}
-	if resize {
-		return t.w.Resize(length)
+	if t.spool != nil {
+		return t.unspool(ctx)
 	}
 	return nil
 }

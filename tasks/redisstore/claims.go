@@ -59,6 +59,23 @@ func (s *Store) SaveCheckpoint(ctx context.Context, held tasks.Held, checkpoint 
 	return err
 }
 
+// Reassign implements tasks.Claims. An import stays in its region.
+func (s *Store) Reassign(ctx context.Context, held tasks.Held, imageID string) error {
+	reply, err := s.runHeld(ctx, reassignCmd, held, imageID, string(tasks.Processing))
+	if err != nil {
+		return err
+	}
+	switch reply.word(0) {
+	case "held":
+		return nil
+	case "canceled":
+		return tasks.ErrCancelCameFirst
+	case "image_in_use":
+		return tasks.ErrImageIDInUse
+	}
+	return reply.unexpected("reassign image id")
+}
+
 // BeginPublish implements tasks.Claims.
 func (s *Store) BeginPublish(ctx context.Context, held tasks.Held, res *tasks.Result) error {
 	reply, err := s.runHeld(ctx, publishCmd, held, append([]any{toJSON(res)}, sources(tasks.Succeeded)...)...)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"vmimport/tasks"
@@ -16,7 +17,7 @@ import (
 //	region, project, image, name
 //	              copies out of spec, for scripts; image and name are the
 //	              fields of the images and names hashes, name is empty if the
-//	              name is not reserved
+//	              name is not reserved; the id in image goes before that in spec
 //	state         tasks.State
 //	epoch         number of the last claim, 0 before the first
 //	claim         nonce of the last claim; tells a repeated command from a rival
@@ -36,7 +37,7 @@ import (
 // readFields are what an Import is decoded from, in the order of decode.
 var readFields = []string{
 	"spec", "state", "epoch", "worker", "progress", "stage", "counters", "publishing", "setbacks", "crashes",
-	"not_before_ms", "updated_ms", "started_ms", "claimed_ms", "finished_ms", "verdict", "failure", "result", "furthest",
+	"not_before_ms", "updated_ms", "started_ms", "claimed_ms", "finished_ms", "verdict", "failure", "result", "furthest", "image",
 }
 
 // decode makes an Import of the values of readFields. It returns nil for a
@@ -71,6 +72,9 @@ func decode(values []any) (*tasks.Import, error) {
 		FinishedAt: r.time("finished_ms"),
 	}
 	r.json("spec", &imp.Spec)
+	if _, id, ok := strings.Cut(r.values["image"], "/"); ok {
+		imp.ImageID = id
+	}
 	r.json("counters", &imp.Counters)
 	r.json("verdict", &imp.Verdict)
 	r.json("failure", &imp.Failure)

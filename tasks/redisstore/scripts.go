@@ -272,6 +272,27 @@ end
 return {"held"}
 `)
 
+// reassignCmd gives the import another image id.
+//
+// ARGV[4] -> image id
+// ARGV[5] -> state in which it may get one
+//
+// Returns {"held"}, {"image_in_use"}, {"canceled"} or {"fenced"}. A second run finds
+// the id in place.
+var reassignCmd = redis.NewScript(luaLib + luaHeld + `
+if not held then return {"fenced"} end
+if rec.state ~= ARGV[5] then return {"canceled"} end
+load("region")
+local image = rec.region .. "/" .. ARGV[4]
+if rec.image == image then return {"held"} end
+if redis.call("HEXISTS", KEYS[8], image) == 1 then return {"image_in_use"} end
+redis.call("HSET", KEYS[8], image, id)
+if redis.call("HGET", KEYS[8], rec.image) == id then redis.call("HDEL", KEYS[8], rec.image) end
+redis.call("HSET", KEYS[1], "image", image, "updated_ms", stamp(now))
+redis.call("HDEL", KEYS[1], "checkpoint")
+return {"held"}
+`)
+
 // publishCmd excludes a cancel from now on.
 //
 // ARGV[4] -> result, JSON

@@ -233,6 +233,7 @@ func (d *Dialect) register(c echo.Context, who *auth.Identity, parse func(body [
 	}
 	spec := r.spec
 	spec.ID = tasks.ID(d.opts.NewID())
+	spec.ImageIDGiven = spec.ImageID != "" && !r.keepsID
 	if spec.ImageID == "" {
 		spec.ImageID = d.opts.NewID()
 	}

@@ -81,6 +81,7 @@ var problemsOfFaults = []struct {
 	{code: "cancel_requested", problem: *bad("40037", "")},
 	{code: "object_not_found", problem: *bad("40014", "")},
 	{code: "image_id_in_use", problem: *bad("40015", "")},
+	{code: "image_name_refused", problem: *bad("40002", "")},
 	{code: "too_many_imports", problem: problem{http.StatusForbidden, "40302", ""}},
 	{code: "format_*", problem: *bad("40004", "")},
 
