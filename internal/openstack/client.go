@@ -1,0 +1,34 @@
+package openstack
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+
+	"vmimport/internal/outbound"
+)
+
+// Client returns a client for requests that Call is not for: those with a body that
+// comes once. It follows no redirect. answer bounds the wait between the end of the
+// body and the answer.
+func (c *Cloud) Client(answer time.Duration) (*http.Client, error) {
+	transport, err := outbound.Transport(outbound.Options{CAFile: c.opt.CAFile, AnswerTimeout: answer})
+	if err != nil {
+		return nil, fmt.Errorf("openstack: %w", err)
+	}
+	// A server that refuses a request says so before the body is sent, if it can. The
+	// others are not waited for any longer than this.
+	transport.ExpectContinueTimeout = time.Second
+	return &http.Client{Transport: transport, CheckRedirect: noRedirect}, nil
+}
+
+// Answer returns status and body of the answer that made err, 0 if there was none.
+func Answer(err error) (status int, body []byte) {
+	if e, ok := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err); ok {
+		return e.Actual, e.Body
+	}
+	return 0, nil
+}
