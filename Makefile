@@ -13,10 +13,10 @@ GUEST   ?= 2GiB
 TESTFLAGS ?= -race -shuffle=on -timeout 20m -p 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test/go deps lint fuzz bench soak build static clean
+.PHONY: help demo run test test/go test-openstack test-openstack/go openstack deps deps-openstack lint fuzz bench soak build static clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z\/-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z\/-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: build ## Import a disk from end to end: a sample, or IMAGE=path of a disk image
 	@$(BIN)/vmimport demo $(if $(IMAGE),--image '$(IMAGE)')
@@ -28,9 +28,17 @@ test: deps test/go ## Install what the tests need (as root), then run all of the
 
 # Whole clusters of processes are tested by themselves, since they are timed and
 # would share the cores with all the rest.
-test/go: ## Run all tests, with what is installed
-	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v /clustertest)
+test/go: ## Run all tests but test-openstack's, with what is installed
+	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v -e /clustertest -e /openstacktest -e /testenv/openstack)
 	$(GO) test $(TESTFLAGS) ./internal/clustertest
+
+test-openstack: deps deps-openstack test-openstack/go ## Install Keystone, Swift and Glance (as root), then test against them
+
+test-openstack/go: ## Test against Keystone, Swift and Glance, as they are installed
+	$(GO) test -timeout 20m -p 1 ./internal/testenv/openstack ./internal/openstacktest
+
+openstack: deps-openstack ## Run Keystone, Swift and Glance until interrupted, to try things by hand
+	@$(GO) run ./internal/testenv/openstack/serve
 
 # Debian packages, each with the command that shows it is there. A C compiler is
 # what the race detector needs.
@@ -46,6 +54,23 @@ deps: ## Install the Debian packages that the tests need, or say which are missi
 			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"; \
 		else \
 			echo "The tests need these packages, which are not installed: $${missing[*]}" >&2; exit 1; \
+		fi; \
+	fi
+
+# The libraries only: the packages of the services would set up servers of their own.
+OPENSTACK := python3-keystone python3-glance python3-swift python3-keystonemiddleware uwsgi-core uwsgi-plugin-python3 \
+	memcached python3-openstackclient python3-glanceclient python3-swiftclient
+
+# Memcached would be started when it is installed, unless a policy forbids it.
+deps-openstack: ## Install the Debian packages that test-openstack needs, or say which are missing
+	@missing=(); for p in $(OPENSTACK); do [ "$$(dpkg-query -W -f '$${db:Status-Status}' "$$p" 2>/dev/null)" = installed ] || missing+=("$$p"); done; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			policy=/usr/sbin/policy-rc.d; \
+			if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi; \
+			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends -o DPkg::Options::=--force-unsafe-io "$${missing[@]}"; \
+		else \
+			echo "The OpenStack tests need these packages, which are not installed: $${missing[*]}" >&2; exit 1; \
 		fi; \
 	fi
 

@@ -5,6 +5,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -95,12 +96,37 @@ type Worker struct {
 
 // Region is one region that the process serves.
 type Region struct {
-	ID      string   `yaml:"id"`
-	Hosts   []string `yaml:"hosts"` // of its API; the first region also serves all others
-	FJcloud *FJcloud `yaml:"fjcloud"`
-	Objects Objects  `yaml:"objects"`
-	Images  Images   `yaml:"images"`
-	MaxDisk ByteSize `yaml:"max_disk"` // largest virtual disk, 0 for no bound
+	ID       string    `yaml:"id"`
+	Hosts    []string  `yaml:"hosts"` // of its API; the first region also serves all others
+	FJcloud  *FJcloud  `yaml:"fjcloud"`
+	Keystone *Keystone `yaml:"keystone"`
+	Objects  Objects   `yaml:"objects"`
+	Images   Images    `yaml:"images"`
+	MaxDisk  ByteSize  `yaml:"max_disk"` // largest virtual disk, 0 for no bound
+}
+
+// Keystone is the OpenStack cloud of a region, and who the service is there: a user
+// with a password, or an application credential.
+type Keystone struct {
+	URL      string `yaml:"url"` // of version 3 of the API
+	Username string `yaml:"username"`
+	// PasswordFile holds the user's password.
+	PasswordFile string `yaml:"password_file"`
+	Domain       string `yaml:"domain"`  // of the user, by name
+	Project      string `yaml:"project"` // the service's own, by name
+	// ProjectDomain is the domain of Project, by name; empty: that of the user.
+	ProjectDomain string `yaml:"project_domain"`
+
+	ApplicationCredentialID         string `yaml:"application_credential_id"`
+	ApplicationCredentialSecretFile string `yaml:"application_credential_secret_file"`
+
+	Region    string            `yaml:"region"`    // in the catalogue; empty if it has one
+	Interface string            `yaml:"interface"` // public, internal or admin
+	Endpoints map[string]string `yaml:"endpoints"` // in place of the catalogue's, by type of service
+	CAFile    string            `yaml:"ca_file"`
+	// CacheTokens is how long a customer's token is believed without asking again,
+	// and so how long a revoked one may still pass.
+	CacheTokens time.Duration `yaml:"cache_tokens"`
 }
 
 // FJcloud sets up the dialect of that name.
@@ -109,14 +135,26 @@ type FJcloud struct {
 	ListScope     string   `yaml:"list_scope"` // domain or project
 	Extensions    []string `yaml:"extensions"` // further ones, such as .raw
 	LegacyOSTypes bool     `yaml:"legacy_os_types"`
-	RequiredRole  string   `yaml:"required_role"`
-	TokensFile    string   `yaml:"tokens_file"`
+	// RequiredRole is what a token must have; "*" for none. The default is "member"
+	// with Keystone, where a role "reader" is for looking only.
+	RequiredRole string `yaml:"required_role"`
+	// TokensFile lists tokens, for regions without Keystone.
+	TokensFile string `yaml:"tokens_file"`
 }
 
-// Objects is where source objects are. Exactly one member is set.
+// Objects is where source objects are. Exactly one member is set, but Swift and S3
+// may be set together: then locations of the S3 kind are S3's.
 type Objects struct {
 	Directory *Directory `yaml:"directory"`
 	S3        *S3        `yaml:"s3"`
+	Swift     *Swift     `yaml:"swift"`
+}
+
+// Swift is that of the region's cloud.
+type Swift struct {
+	// AccountURL is the URL of a project's account, with {project} in it; empty: as
+	// the catalogue has it.
+	AccountURL string `yaml:"account_url"`
 }
 
 // Directory is a path.
@@ -142,8 +180,12 @@ type S3 struct {
 // Images is where images are registered.
 type Images struct {
 	Directory    *Directory `yaml:"directory"`
+	Glance       *Glance    `yaml:"glance"`
 	TargetFormat string     `yaml:"target_format"` // of the stored disks: raw or qcow2
 }
+
+// Glance is that of the region's cloud.
+type Glance struct{}
 
 // Default returns the configuration without a file.
 func Default() Config {
@@ -208,12 +250,20 @@ func (r *Region) setDefaults() {
 	if r.Images.TargetFormat == "" {
 		r.Images.TargetFormat = "raw"
 	}
+	if k := r.Keystone; k != nil {
+		k.Domain = cmp.Or(k.Domain, "Default")
+		k.Interface = cmp.Or(k.Interface, "public")
+		k.CacheTokens = cmp.Or(k.CacheTokens, 30*time.Second)
+	}
 	if f := r.FJcloud; f != nil {
 		if f.Profile == "" {
 			f.Profile = "gen3"
 		}
 		if f.ListScope == "" {
 			f.ListScope = "domain"
+		}
+		if f.RequiredRole == "" && r.Keystone != nil {
+			f.RequiredRole = "member"
 		}
 	}
 	if s := r.Objects.S3; s != nil && s.BucketPrefix == "" && !s.SharedBuckets {
@@ -267,9 +317,16 @@ func (r *Region) validate(at string, check func(ok bool, format string, args ...
 	if f := r.FJcloud; f != nil {
 		check(f.Profile == "gen3" || f.Profile == "classic", "%s: fjcloud.profile %q is neither gen3 nor classic", at, f.Profile)
 		check(f.ListScope == "domain" || f.ListScope == "project", "%s: fjcloud.list_scope %q is neither domain nor project", at, f.ListScope)
-		check(f.TokensFile != "", "%s: fjcloud.tokens_file is missing", at)
+		check((f.TokensFile == "") == (r.Keystone != nil), "%s: needs either keystone or fjcloud.tokens_file", at)
 	}
-	check((r.Objects.Directory == nil) != (r.Objects.S3 == nil), "%s: objects needs exactly one of directory and s3", at)
+	if k := r.Keystone; k != nil {
+		k.validate(at, check)
+	}
+	check((r.Objects.Directory == nil) == (r.Objects.S3 != nil || r.Objects.Swift != nil), "%s: objects needs either directory, or swift, s3 or both of them", at)
+	check(r.Objects.Swift == nil || r.Keystone != nil, "%s: objects.swift needs keystone", at)
+	if s := r.Objects.Swift; s != nil && s.AccountURL != "" {
+		check(strings.Contains(s.AccountURL, "{project}"), "%s: objects.swift.account_url does not hold {project}", at)
+	}
 	if d := r.Objects.Directory; d != nil {
 		check(d.Path != "", "%s: objects.directory.path is missing", at)
 	}
@@ -278,7 +335,29 @@ func (r *Region) validate(at string, check func(ok bool, format string, args ...
 		check(s.AccessKey != "" && s.SecretKeyFile != "", "%s: objects.s3 needs access_key and secret_key_file", at)
 		check(s.SharedBuckets || strings.Contains(s.BucketPrefix, "{project}"), "%s: objects.s3.bucket_prefix does not hold {project}, and shared_buckets is not set", at)
 	}
-	check(r.Images.Directory != nil && r.Images.Directory.Path != "", "%s: images.directory.path is missing", at)
+	check((r.Images.Directory == nil) != (r.Images.Glance == nil), "%s: images needs exactly one of directory and glance", at)
+	if d := r.Images.Directory; d != nil {
+		check(d.Path != "", "%s: images.directory.path is missing", at)
+	}
+	check(r.Images.Glance == nil || r.Keystone != nil, "%s: images.glance needs keystone", at)
 	check(r.Images.TargetFormat == "raw" || r.Images.TargetFormat == "qcow2", "%s: images.target_format %q is neither raw nor qcow2", at, r.Images.TargetFormat)
 	check(r.MaxDisk >= 0, "%s: max_disk is negative", at)
+}
+
+func (k *Keystone) validate(at string, check func(ok bool, format string, args ...any)) {
+	check(strings.HasPrefix(k.URL, "http://") || strings.HasPrefix(k.URL, "https://"), "%s: keystone.url is no http or https URL", at)
+	user, credential := k.Username != "", k.ApplicationCredentialID != ""
+	check(user != credential, "%s: keystone needs either username or application_credential_id", at)
+	if user {
+		check(k.PasswordFile != "" && k.Project != "", "%s: keystone.username needs password_file and project", at)
+	}
+	if credential {
+		check(k.ApplicationCredentialSecretFile != "", "%s: keystone.application_credential_id needs application_credential_secret_file", at)
+	}
+	check(slices.Contains([]string{"public", "internal", "admin"}, k.Interface), "%s: keystone.interface %q is none of public, internal, admin", at, k.Interface)
+	check(k.CacheTokens >= time.Second && k.CacheTokens <= time.Minute, "%s: keystone.cache_tokens is outside of 1s to 1m", at)
+	for service, u := range k.Endpoints {
+		check(slices.Contains([]string{"image", "object-store"}, service), "%s: keystone.endpoints: %q is none of image, object-store", at, service)
+		check(strings.HasPrefix(u, "http://") || strings.HasPrefix(u, "https://"), "%s: keystone.endpoints.%s is no http or https URL", at, service)
+	}
 }

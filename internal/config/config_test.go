@@ -38,6 +38,25 @@ func TestExampleIsValid(t *testing.T) {
 	}
 }
 
+func TestOpenStackExample(t *testing.T) {
+	t.Parallel()
+	cfg, err := Load("../../etc/vmimport.openstack.yaml", func(name string) string {
+		if name == "VMIMPORT_OPERATOR_TOKEN" {
+			return "t"
+		}
+		return ""
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+	if r := cfg.Regions[0]; r.Objects.Swift == nil || r.Images.Glance == nil || r.Keystone.CacheTokens != 30*time.Second || r.Keystone.Interface != "public" {
+		t.Errorf("region %+v", r)
+	}
+}
+
 func write(t *testing.T, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "c.yaml")
@@ -49,10 +68,32 @@ func write(t *testing.T, text string) string {
 
 func TestUnknownKeysAreErrors(t *testing.T) {
 	t.Parallel()
-	for _, text := range []string{"lissten: x\n", "worker: {memry: 1MiB}\n", "regions: [{id: a, images: {glance: {}}}]\n"} {
+	for _, text := range []string{"lissten: x\n", "worker: {memry: 1MiB}\n", "regions: [{id: a, images: {glanze: {}}}]\n"} {
 		if _, err := Load(write(t, text), none); err == nil {
 			t.Errorf("%q was accepted", text)
 		}
+	}
+}
+
+func TestOpenStackRegion(t *testing.T) {
+	t.Parallel()
+	cfg, err := Load(write(t, `
+regions:
+  - id: a
+    fjcloud: {}
+    keystone: {url: "https://keystone.test/v3", username: vmimport, password_file: /x, project: service}
+    objects: {swift: {}, s3: {endpoint: "http://s3.test", access_key: a, secret_key_file: /x}}
+    images: {glance: {}}
+`), none)
+	if err == nil {
+		err = cfg.Validate()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := cfg.Regions[0]
+	if r.Keystone.Domain != "Default" || r.Keystone.Interface != "public" || r.Keystone.CacheTokens != 30*time.Second || r.FJcloud.RequiredRole != "member" {
+		t.Errorf("defaults: %+v %+v", r.Keystone, r.FJcloud)
 	}
 }
 
@@ -96,7 +137,15 @@ regions:
   - id: b
     hosts: [A.test]
     objects: {s3: {endpoint: "ftp://x", bucket_prefix: all}}
-    images: {directory: {path: /x}}
+    images: {directory: {path: ""}}
+  - id: c
+    fjcloud: {tokens_file: /x}
+    keystone: {url: "ldap://x", username: a, application_credential_id: b, interface: secret, cache_tokens: 1h, endpoints: {volume: "x"}}
+    objects: {directory: {path: /x}, swift: {account_url: "http://x/v1/all"}}
+    images: {directory: {path: /x}, glance: {}}
+  - id: d
+    objects: {swift: {}}
+    images: {glance: {}}
 `), none)
 	if err != nil {
 		t.Fatal(err)
@@ -104,7 +153,9 @@ regions:
 	err = cfg.Validate()
 	for _, want := range []string{
 		"log.level", "retention", "concurrency", "worker.memory", "parallel", "crc32", "Bad ID", "gen4", "world", "tokens_file",
-		"exactly one of directory and s3", "images.directory.path", "target_format", "host A.test is used twice", "endpoint", "access_key", "{project}",
+		"objects needs either directory, or", "images.directory.path", "exactly one of directory and glance", "target_format", "host A.test is used twice", "endpoint", "access_key", "bucket_prefix does not hold {project}",
+		"(c): needs either keystone or fjcloud.tokens_file", "keystone.url", "either username or", "interface", "cache_tokens", "none of image", "account_url",
+		"(d): objects.swift needs keystone", "(d): images.glance needs keystone",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("no word about %s in:\n%v", want, err)

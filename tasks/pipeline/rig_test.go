@@ -59,6 +59,7 @@ type rig struct {
 	scratch string // directory
 	target  string // format of the disks that are stored
 	maxDisk int64
+	givenID bool // customers ask for their image ids
 	opt     Options
 }
 
@@ -132,7 +133,7 @@ func (r *rig) accept(disks ...[]byte) *tasks.Spec {
 	r.t.Helper()
 	spec := &tasks.Spec{
 		ID: tasks.ID(uuid.NewString()), Owner: tasks.Owner{Tenant: "d1", Project: "alpha"}, Dialect: "fjcloud", Region: region,
-		Name: "web01", ImageID: uuid.NewString(), TargetFormat: "raw",
+		Name: "web01", ImageID: uuid.NewString(), ImageIDGiven: r.givenID, TargetFormat: "raw",
 	}
 	for i, b := range disks {
 		object := tasks.Object{API: "swift", Project: "alpha", Container: string(spec.ID), Name: fmt.Sprint("disk", i, ".raw")}

@@ -201,6 +201,7 @@ func TestStaleEpochChangesNothing(t *testing.T) {
 			_, err = s.Beat(ctx, old, tasks.Progress{Percent: 77}, lease)
 			wantErr(t, when+" Beat", err, tasks.ErrFenced)
 			wantErr(t, when+" SaveCheckpoint", s.SaveCheckpoint(ctx, old, []byte("x"), 1), tasks.ErrFenced)
+			wantErr(t, when+" Reassign", s.Reassign(ctx, old, "other"), tasks.ErrFenced)
 			wantErr(t, when+" BeginPublish", s.BeginPublish(ctx, old, &tasks.Result{}), tasks.ErrFenced)
 			wantErr(t, when+" Condemn", s.Condemn(ctx, old, tasks.Failure{Code: "x"}), tasks.ErrFenced)
 			wantErr(t, when+" Succeed", s.Succeed(ctx, old, attemptOf(old, "succeeded")), tasks.ErrFenced)
@@ -225,6 +226,57 @@ func TestStaleEpochChangesNothing(t *testing.T) {
 		if got := state(t, s, spec); got != tasks.Processing {
 			t.Errorf("state %s", got)
 		}
+	})
+}
+
+// TestReassign: the old id is free at once, the new one is taken, and everything that
+// reads the record sees it.
+func TestReassign(t *testing.T) {
+	everywhere(t, func(t *testing.T, s *Store, clock *clock) {
+		ctx := t.Context()
+		spec, other := newSpec("d1"), newSpec("d1")
+		held := reach(t, s, spec, tasks.Processing)
+		create(t, s, other)
+		if err := s.SaveCheckpoint(ctx, held, []byte("of the old image"), 1); err != nil {
+			t.Fatal(err)
+		}
+		wantErr(t, "an id in use", s.Reassign(ctx, held, other.ImageID), tasks.ErrImageIDInUse)
+		const id = "0d9c7b5a-7777-4888-9999-aaaabbbbcccc"
+		for range 2 { // the second time as after an answer that was lost
+			if err := s.Reassign(ctx, held, id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		imp, err := s.Get(ctx, scopeOf(spec), spec.ID)
+		if err != nil || imp.ImageID != id || imp.State != tasks.Processing {
+			t.Errorf("Get: %+v, %v", imp, err)
+		}
+		if list, err := s.List(ctx, scopeOf(spec), 1, 1); err != nil || len(list) != 1 || list[0].ImageID != id {
+			t.Errorf("List: %v, %v", list, err)
+		}
+		heir := newSpec("d1")
+		heir.ImageID = spec.ImageID
+		create(t, s, heir)
+		late := newSpec("d1")
+		late.ImageID = id
+		_, _, err = s.Create(ctx, late, tasks.Limits{})
+		wantErr(t, "the new id", err, tasks.ErrImageIDInUse)
+
+		if err := s.Release(ctx, held, 0, attemptOf(held, tasks.OutcomeDrained)); err != nil {
+			t.Fatal(err)
+		}
+		again := claim(t, s, spec.Ref())
+		if again.Import.ImageID != id || again.Checkpoint != nil {
+			t.Errorf("claimed with image %s and checkpoint %q", again.Import.ImageID, again.Checkpoint)
+		}
+		if err := s.Fail(ctx, again.Held, tasks.Failure{Code: "x"}, attemptOf(again.Held, "failed")); err != nil {
+			t.Fatal(err)
+		}
+		create(t, s, late) // the failure has freed it
+
+		canceled := newSpec("d1")
+		held = reach(t, s, canceled, tasks.Cancelling)
+		wantErr(t, "while cancelling", s.Reassign(ctx, held, "other"), tasks.ErrCancelCameFirst)
 	})
 }
 

@@ -152,7 +152,7 @@ func (c conversion) own(b *testing.B, check bool) cost {
 	upload, err := images.Begin(b.Context(), imageapi.Spec{ImageID: image, ImportID: task, Attempt: 1, Format: "raw"})
 	must(err)
 	defer upload.Close()
-	disk, _, err := upload.Disk(b.Context(), 1, int64(guestBytes), 0)
+	disk, _, err := upload.Disk(b.Context(), imageapi.DiskSpec{Number: 1, Size: int64(guestBytes)})
 	must(err)
 	syscall.Sync()
 	began, used := time.Now(), cpuTime()

@@ -241,6 +241,31 @@ func TestOriginalIDIsTaken(t *testing.T) {
 	}
 }
 
+// Only an id that the request gives is one that the image must have.
+func TestGivenID(t *testing.T) {
+	t.Parallel()
+	const original, given = "5b1c1c0e-53a7-4c2a-9a53-2d0f0c1b8a77", "6c2d2d1f-64b8-4d3b-8b64-3e1f1d2c9b88"
+	w := newWorld(t)
+	w.service.put("c/web01.json", `{"id": "`+original+`", "name": "web01", "os_type": "ubuntu"}`)
+	body := `{"location": "/v2/AUTH_` + alicesProject + `/c/web01.img.gz"`
+	for i, tt := range []struct {
+		body, id string
+		given    bool
+	}{
+		{goodBody, "", false},
+		{body + "}", original, false},
+		{body + `, "id": "` + given + `"}`, given, true},
+	} {
+		if rec := call(w, "POST", "/v1/imageimport", tt.body); rec.Code != http.StatusCreated {
+			t.Fatal(rec.Body)
+		}
+		got := w.service.imports[i].Spec
+		if got.ImageIDGiven != tt.given || tt.id != "" && got.ImageID != tt.id {
+			t.Errorf("%s: image id %s, given %v", tt.body, got.ImageID, got.ImageIDGiven)
+		}
+	}
+}
+
 func TestHostileBodies(t *testing.T) {
 	t.Parallel()
 	with := func(member string) string { return strings.Replace(goodBody, "{", "{"+member+", ", 1) }
