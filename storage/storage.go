@@ -90,7 +90,7 @@ type Entry struct {
 
 // Errors of a Store and an Object, to be tested with errors.Is. An ended ctx
 // comes back as its cause; everything else that an adapter returns is
-// ErrUnavailable or of kind fault.Denied.
+// ErrUnavailable, or of kind fault.Denied or fault.Invalid.
 var (
 	ErrNoObject = fault.New(fault.NotFound, "object_not_found",
 		"The object does not exist or cannot be read.").
