@@ -15,10 +15,12 @@ import (
 	"github.com/rs/zerolog"
 
 	"vmimport/internal/auth"
+	"vmimport/internal/auth/keystone"
 	"vmimport/internal/auth/localtokens"
 	"vmimport/internal/config"
 	"vmimport/internal/httpapi"
 	"vmimport/internal/httpapi/fjcloud"
+	"vmimport/internal/openstack"
 	"vmimport/tasks"
 	"vmimport/tasks/pipeline"
 )
@@ -51,7 +53,7 @@ func NewAPI(cfg *config.Config, opt APIOptions, log zerolog.Logger) (*API, error
 		if rc.FJcloud == nil {
 			continue
 		}
-		d, err := newFJcloud(rc, service, opt.Tokens)
+		d, err := newFJcloud(rc, service, opt.Tokens, p.clouds[rc.ID])
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("region %s: %w", rc.ID, err), p.Close())
 		}
@@ -78,13 +80,16 @@ func NewAPI(cfg *config.Config, opt APIOptions, log zerolog.Logger) (*API, error
 	return a, nil
 }
 
-func newFJcloud(rc config.Region, service *tasks.Service, tokens auth.TokenAuthenticator) (*fjcloud.Dialect, error) {
+func newFJcloud(rc config.Region, service *tasks.Service, tokens auth.TokenAuthenticator, cloud *openstack.Cloud) (*fjcloud.Dialect, error) {
 	if tokens == nil {
-		local, err := localtokens.Load(rc.FJcloud.TokensFile)
-		if err != nil {
+		var err error
+		if tokens, err = openTokens(rc, cloud); err != nil {
 			return nil, err
 		}
-		tokens = local
+	}
+	role := rc.FJcloud.RequiredRole
+	if role == anyRole {
+		role = ""
 	}
 	return fjcloud.New(rc.ID, service, tokens, fjcloud.Options{
 		Profile:       fjcloud.Profile(rc.FJcloud.Profile),
@@ -92,8 +97,19 @@ func newFJcloud(rc config.Region, service *tasks.Service, tokens auth.TokenAuthe
 		Extensions:    rc.FJcloud.Extensions,
 		LegacyOSTypes: rc.FJcloud.LegacyOSTypes,
 		TargetFormat:  rc.Images.TargetFormat,
-		RequiredRole:  rc.FJcloud.RequiredRole,
+		RequiredRole:  role,
 	})
+}
+
+// anyRole is how a configuration says that no role is required.
+const anyRole = "*"
+
+// openTokens returns what knows the tokens of a region's customers.
+func openTokens(rc config.Region, cloud *openstack.Cloud) (auth.TokenAuthenticator, error) {
+	if cloud != nil {
+		return keystone.New(cloud, keystone.Options{CacheFor: rc.Keystone.CacheTokens})
+	}
+	return localtokens.Load(rc.FJcloud.TokensFile)
 }
 
 // Handler returns the API as a handler, for tests.

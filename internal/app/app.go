@@ -16,12 +16,16 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
 
+	"vmimport/imageapi"
 	"vmimport/imageapi/dirimages"
+	"vmimport/imageapi/glance"
 	"vmimport/internal/config"
+	"vmimport/internal/openstack"
 	"vmimport/internal/secret"
 	"vmimport/storage"
 	"vmimport/storage/dirstore"
 	"vmimport/storage/s3store"
+	"vmimport/storage/swiftstore"
 	"vmimport/tasks/pipeline"
 	"vmimport/tasks/redisstore"
 )
@@ -51,13 +55,22 @@ type parts struct {
 	rdb     redis.UniversalClient
 	store   *redisstore.Store
 	regions map[string]pipeline.Region
-	images  []*dirimages.Images // the regions', which have to be closed and swept
+	clouds  map[string]*openstack.Cloud // of the regions that have one
+	images  []images                    // the regions', which have to be closed and swept
+}
+
+// images is an image service with what a process owes it.
+type images interface {
+	imageapi.Images
+	// Sweep removes what imports have left that are not unfinished any more.
+	Sweep(ctx context.Context, unfinished func(importID string) (bool, error)) (int, error)
+	Close() error
 }
 
 // open makes the parts that cfg describes. Of all addresses in it none is
 // contacted; directories are made.
 func open(cfg *config.Config) (*parts, error) {
-	p := &parts{regions: map[string]pipeline.Region{}}
+	p := &parts{regions: map[string]pipeline.Region{}, clouds: map[string]*openstack.Cloud{}}
 	for _, rc := range cfg.Regions {
 		if err := p.openRegion(rc); err != nil {
 			return nil, errors.Join(fmt.Errorf("region %s: %w", rc.ID, err), p.Close())
@@ -103,37 +116,109 @@ func openRedis(url secret.Text) (redis.UniversalClient, error) {
 }
 
 func (p *parts) openRegion(rc config.Region) error {
-	objects, err := openObjects(rc.Objects)
+	cloud, err := openCloud(rc.Keystone)
 	if err != nil {
 		return err
 	}
-	images, err := dirimages.New(rc.Images.Directory.Path, dirimages.Options{})
+	objects, err := openObjects(rc.Objects, cloud)
 	if err != nil {
 		return err
 	}
+	images, err := openImages(rc, cloud)
+	if err != nil {
+		return err
+	}
+	p.clouds[rc.ID] = cloud
 	p.images = append(p.images, images)
 	p.regions[rc.ID] = pipeline.Region{Objects: objects, Images: images, MaxDisk: int64(rc.MaxDisk)}
 	return nil
 }
 
-func openObjects(oc config.Objects) (storage.Store, error) {
-	if oc.Directory != nil {
-		return dirstore.New(oc.Directory.Path)
+// openCloud returns nil for a region without a cloud.
+func openCloud(kc *config.Keystone) (*openstack.Cloud, error) {
+	if kc == nil {
+		return nil, nil
 	}
-	key, err := secret.FromFile(oc.S3.SecretKeyFile)
+	o := openstack.Options{
+		AuthURL:                 kc.URL,
+		Username:                kc.Username,
+		UserDomain:              kc.Domain,
+		Project:                 kc.Project,
+		ProjectDomain:           kc.ProjectDomain,
+		ApplicationCredentialID: kc.ApplicationCredentialID,
+		Region:                  kc.Region,
+		Interface:               kc.Interface,
+		Endpoints:               kc.Endpoints,
+		CAFile:                  kc.CAFile,
+	}
+	var err error
+	if kc.Username != "" {
+		o.Password, err = secret.FromFile(kc.PasswordFile)
+	} else {
+		o.ApplicationCredentialSecret, err = secret.FromFile(kc.ApplicationCredentialSecretFile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return openstack.New(o)
+}
+
+func openImages(rc config.Region, cloud *openstack.Cloud) (images, error) {
+	if rc.Images.Glance != nil {
+		return glance.New(glance.Options{Cloud: cloud, Region: rc.ID})
+	}
+	return dirimages.New(rc.Images.Directory.Path, dirimages.Options{})
+}
+
+func openObjects(oc config.Objects, cloud *openstack.Cloud) (storage.Store, error) {
+	switch {
+	case oc.Directory != nil:
+		return dirstore.New(oc.Directory.Path)
+	case oc.Swift == nil:
+		return openS3(oc.S3)
+	}
+	swift, err := swiftstore.New(swiftstore.Options{Cloud: cloud, AccountURL: oc.Swift.AccountURL})
+	if err != nil || oc.S3 == nil {
+		return swift, err
+	}
+	s3, err := openS3(oc.S3)
+	return swiftAndS3{swift, s3}, err
+}
+
+func openS3(sc *config.S3) (*s3store.Store, error) {
+	key, err := secret.FromFile(sc.SecretKeyFile)
 	if err != nil {
 		return nil, err
 	}
 	return s3store.New(s3store.Options{
-		Endpoint:      oc.S3.Endpoint,
-		Region:        oc.S3.Region,
-		AccessKey:     oc.S3.AccessKey,
+		Endpoint:      sc.Endpoint,
+		Region:        sc.Region,
+		AccessKey:     sc.AccessKey,
 		Secret:        key,
-		PathStyle:     oc.S3.PathStyle,
-		CAFile:        oc.S3.CAFile,
-		BucketPrefix:  oc.S3.BucketPrefix,
-		SharedBuckets: oc.S3.SharedBuckets,
+		PathStyle:     sc.PathStyle,
+		CAFile:        sc.CAFile,
+		BucketPrefix:  sc.BucketPrefix,
+		SharedBuckets: sc.SharedBuckets,
 	})
+}
+
+// swiftAndS3 is a region that has both: whose names a location has says where it is.
+type swiftAndS3 struct {
+	swift *swiftstore.Store
+	s3    *s3store.Store
+}
+
+// Open implements storage.Store.
+func (s swiftAndS3) Open(ctx context.Context, loc storage.Location) (storage.Object, error) {
+	if loc.API == "s3" {
+		return s.s3.Open(ctx, loc)
+	}
+	return s.swift.Open(ctx, loc)
+}
+
+// Check implements checker.
+func (s swiftAndS3) Check(ctx context.Context) error {
+	return errors.Join(s.swift.Check(ctx), s.s3.Check(ctx))
 }
 
 // instance names this process: unique among those that run, and telling where.

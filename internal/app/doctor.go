@@ -10,9 +10,9 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"vmimport/imageapi/dirimages"
-	"vmimport/internal/auth/localtokens"
 	"vmimport/internal/config"
 	"vmimport/internal/fault"
+	"vmimport/internal/openstack"
 	"vmimport/internal/scratch"
 	"vmimport/tasks/redisstore"
 )
@@ -58,7 +58,7 @@ func Diagnose(ctx context.Context, cfg *config.Config) []Finding {
 	return d.findings
 }
 
-// checker is what stores do for a diagnosis: look whether objects could be read,
+// checker is what a dependency does for a diagnosis: look whether it could do its work,
 // and change nothing.
 type checker interface {
 	Check(ctx context.Context) error
@@ -112,26 +112,51 @@ func (d *diagnosis) redis(rc config.Redis) {
 
 func (d *diagnosis) region(rc config.Region) {
 	at := "region " + rc.ID + ": "
-	if rc.FJcloud != nil {
-		d.look(at+"tokens", "Correct fjcloud.tokens_file.", func(context.Context) (string, error) {
-			_, err := localtokens.Load(rc.FJcloud.TokensFile)
+	var cloud *openstack.Cloud
+	if rc.Keystone != nil && !d.look(at+"keystone", "Correct the region's keystone.", func(ctx context.Context) (message string, err error) {
+		if cloud, err = openCloud(rc.Keystone); err != nil {
 			return "", err
+		}
+		_, err = cloud.ProjectID(ctx)
+		return "", err
+	}) {
+		return // what follows would find the same again
+	}
+	if rc.FJcloud != nil {
+		d.look(at+"tokens", "Correct fjcloud.tokens_file.", func(ctx context.Context) (string, error) {
+			tokens, err := openTokens(rc, cloud)
+			if err != nil {
+				return "", err
+			}
+			return checkIfAble(ctx, tokens)
 		})
 	}
 	d.look(at+"objects", "Correct the region's objects.", func(ctx context.Context) (string, error) {
-		store, err := openObjects(rc.Objects)
+		store, err := openObjects(rc.Objects, cloud)
 		if err != nil {
 			return "", err
 		}
-		c, ok := store.(checker)
-		if !ok {
-			return "not checked", nil
-		}
-		return "", c.Check(ctx)
+		return checkIfAble(ctx, store)
 	})
 	d.look(at+"images", "Correct the region's images.", func(ctx context.Context) (string, error) {
-		return "", dirimages.Check(ctx, rc.Images.Directory.Path)
+		if rc.Images.Directory != nil { // which opening would make
+			return "", dirimages.Check(ctx, rc.Images.Directory.Path)
+		}
+		images, err := openImages(rc, cloud)
+		if err != nil {
+			return "", err
+		}
+		defer images.Close()
+		return checkIfAble(ctx, images)
 	})
+}
+
+// checkIfAble has a dependency look at itself, if it is one that does.
+func checkIfAble(ctx context.Context, dependency any) (string, error) {
+	if c, ok := dependency.(checker); ok {
+		return "", c.Check(ctx)
+	}
+	return "", nil
 }
 
 // durability looks whether Redis would keep what it accepts. Where that is not
