@@ -13,7 +13,7 @@ GUEST   ?= 2GiB
 TESTFLAGS ?= -race -shuffle=on -timeout 20m -p 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test/go test-openstack test-openstack/go openstack deps deps-openstack lint fuzz bench soak build static clean
+.PHONY: help demo run test test/go test-openstack test-openstack/go openstack deps deps-openstack lint fuzz bench bench-openstack soak build static clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z\/-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -97,6 +97,9 @@ bench: deps ## Measure the data path (GUEST=size of the disks): ratios of pairs 
 	TMPDIR=$(BENCHDIR) $(GO) test -run '^$$' -bench Convert -benchtime 5x -timeout 30m ./internal/diskimage/decode -bench.guest $(GUEST)
 	$(GO) test -run '^$$' -bench Import -benchtime 3x -timeout 30m ./internal/clustertest -bench.guest $(GUEST)
 	$(GO) test -run '^$$' -bench WorkerMemory -benchtime 1x ./internal/clustertest
+
+bench-openstack: deps deps-openstack ## Measure imports into Glance against its own import (GUEST=size of the disk)
+	$(GO) test -run '^$$' -bench Glance -benchtime 3x -timeout 60m ./internal/openstacktest -bench.guest $(GUEST)
 
 soak: deps ## Many processes, kills and restarts for some minutes
 	$(GO) test -timeout 60m -count=1 -v ./internal/clustertest -soak
