@@ -19,9 +19,9 @@ func (c *Cloud) Client(answer time.Duration) (*http.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("openstack: %w", err)
 	}
-	// A server that refuses a request says so before the body is sent, if it can. The
-	// others are not waited for any longer than this.
-	transport.ExpectContinueTimeout = time.Second
+	// A server that refuses a request says so before the body is sent, if it can. uwsgi,
+	// which never says that the body may come, makes each upload wait for as long as this.
+	transport.ExpectContinueTimeout = 200 * time.Millisecond
 	return &http.Client{Transport: transport, CheckRedirect: noRedirect}, nil
 }
 

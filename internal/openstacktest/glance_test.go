@@ -17,7 +17,7 @@ import (
 // openGlance returns the image service of the cloud.
 func openGlance(t testing.TB) *glance.Images {
 	t.Helper()
-	images, err := glance.New(glance.Options{Cloud: service(t), Patience: 5 * time.Second})
+	images, err := glance.New(glance.Options{Cloud: service(t), Patience: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -156,8 +156,4 @@ var swiftKinds = map[string]func(c *customer, name string, content []byte){
 		c.parts(content)
 		c.putDynamic(name, "web disk/")
 	},
-	"versioned": func(c *customer, name string, content []byte) {
-		c.must(c.do(http.MethodPost, c.container, "", "", nil, "X-Versions-Enabled", "true"))
-		c.put(name, content)
-	},
 }

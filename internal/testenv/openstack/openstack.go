@@ -45,6 +45,9 @@ type Cloud struct {
 	servicePassword string
 }
 
+// portTries is how often a start is tried whose ports are taken by others.
+const portTries = 3
+
 // Start starts a cloud, which takes ten to twenty seconds on two cores and 600 MB
 // of memory. The caller stops it.
 //
@@ -56,8 +59,7 @@ func Start(ctx context.Context) (*Cloud, error) {
 	}
 	var c *Cloud
 	var err error
-	const tries = 3
-	for range tries {
+	for range portTries {
 		if c, err = start(ctx); err == nil {
 			return c, nil
 		}
@@ -178,27 +180,21 @@ func (c *Cloud) check(ctx context.Context) error {
 // that long, in whole seconds. It returns its URL, which ends in /v3 and is in no
 // catalogue. The cloud's other servers accept its tokens. There is one for a cloud.
 func (c *Cloud) StartShortLived(ctx context.Context, life time.Duration) (string, error) {
-	ports, err := freePorts(1)
+	err := fill(c.path("keystone/keystone-short.conf"), "keystone-short.conf", map[string]int{"TokenLife": int(life.Seconds())})
 	if err != nil {
 		return "", err
 	}
-	err = fill(c.path("keystone/keystone-short.conf"), "keystone-short.conf", map[string]int{"TokenLife": int(life.Seconds())})
-	if err != nil {
-		return "", err
-	}
-	s := c.wsgi("keystone-short", "keystone/keystone_wsgi.py", ports[0], "/v3",
-		"OS_KEYSTONE_CONFIG_DIR="+c.path("keystone"), "OS_KEYSTONE_CONFIG_FILES=keystone.conf;keystone-short.conf")
-	return s.url() + "/v3", s.Start(ctx)
+	url, err := startFurther(ctx, func(port int) *Server {
+		return c.wsgi("keystone-short", "keystone/keystone_wsgi.py", port, "/v3",
+			"OS_KEYSTONE_CONFIG_DIR="+c.path("keystone"), "OS_KEYSTONE_CONFIG_FILES=keystone.conf;keystone-short.conf")
+	})
+	return url + "/v3", err
 }
 
 // StartStrictGlance starts a second Glance over the same data, which goes by the
 // defaults of later releases, and by a file of policies before them. It returns its
 // URL, which is in no catalogue. There is one for a cloud.
 func (c *Cloud) StartStrictGlance(ctx context.Context, policy string) (string, error) {
-	ports, err := freePorts(1)
-	if err != nil {
-		return "", err
-	}
 	if err := os.MkdirAll(c.path("glance-strict"), 0o700); err != nil {
 		return "", err
 	}
@@ -211,8 +207,24 @@ func (c *Cloud) StartStrictGlance(ctx context.Context, policy string) (string, e
 	if err := fill(c.path("glance-strict/glance-image-import.conf"), "glance-policy.conf", map[string]string{"Policy": policy}); err != nil {
 		return "", err
 	}
-	s := c.wsgi("glance-strict", "glance/glance_wsgi.py", ports[0], "/healthcheck", "OS_GLANCE_CONFIG_DIR="+c.path("glance-strict"))
-	return s.url(), s.Start(ctx)
+	return startFurther(ctx, func(port int) *Server {
+		return c.wsgi("glance-strict", "glance/glance_wsgi.py", port, "/healthcheck", "OS_GLANCE_CONFIG_DIR="+c.path("glance-strict"))
+	})
+}
+
+// startFurther starts a server on a free port, and returns its URL.
+func startFurther(ctx context.Context, on func(port int) *Server) (url string, err error) {
+	for range portTries {
+		var ports []int
+		if ports, err = freePorts(1); err != nil {
+			return "", err
+		}
+		s := on(ports[0])
+		if err = s.Start(ctx); !errors.Is(err, errPortTaken) {
+			return s.url(), err
+		}
+	}
+	return "", err
 }
 
 // Logs returns the last lines of a server's log: keystone, keystone-short, glance,
