@@ -1,4 +1,4 @@
-// Serve starts a cloud for a look by hand, and stops it when it is interrupted:
+// Command serve starts a cloud for a look by hand, and stops it when it is interrupted:
 //
 //	go run ./internal/testenv/openstack/serve
 package main
