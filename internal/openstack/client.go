@@ -1,12 +1,9 @@
 package openstack
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
-
-	"github.com/gophercloud/gophercloud/v2"
 
 	"vmimport/internal/outbound"
 )
@@ -23,12 +20,4 @@ func (c *Cloud) Client(answer time.Duration) (*http.Client, error) {
 	// which never says that the body may come, makes each upload wait for as long as this.
 	transport.ExpectContinueTimeout = 200 * time.Millisecond
 	return &http.Client{Transport: transport, CheckRedirect: noRedirect}, nil
-}
-
-// Answer returns status and body of the answer that made err, 0 if there was none.
-func Answer(err error) (status int, body []byte) {
-	if e, ok := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err); ok {
-		return e.Actual, e.Body
-	}
-	return 0, nil
 }

@@ -39,8 +39,8 @@ func identityFault(err error) error {
 // about, such as a token or an application credential, rather than something before
 // it that it does not know Keystone.
 func Unknown(err error) bool {
-	e, ok := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err)
-	if !ok || e.Actual != http.StatusNotFound {
+	status, text := Answer(err)
+	if status != http.StatusNotFound {
 		return false
 	}
 	var body struct {
@@ -48,15 +48,22 @@ func Unknown(err error) bool {
 			Code int `json:"code"`
 		} `json:"error"`
 	}
-	return json.Unmarshal(e.Body, &body) == nil && body.Error.Code == http.StatusNotFound
+	return json.Unmarshal(text, &body) == nil && body.Error.Code == http.StatusNotFound
+}
+
+// Answer returns status and body of the answer that made err, 0 if there was none. The
+// body is not for logs: see Cause.
+func Answer(err error) (status int, body []byte) {
+	if e, ok := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err); ok {
+		return e.Actual, e.Body
+	}
+	return 0, nil
 }
 
 // StatusOf returns the status of the answer that made err, 0 if there was none.
 func StatusOf(err error) int {
-	if e, ok := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err); ok {
-		return e.Actual
-	}
-	return 0
+	status, _ := Answer(err)
+	return status
 }
 
 // Cause returns what may be logged of a client's error: all of it, but for an answer

@@ -18,6 +18,8 @@ import (
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	redis := testenv.StartRedis(t)
+	impostor := *cloud.Service
+	impostor.Password = "not the password"
 	for name, tt := range map[string]struct {
 		edit func(*config.Config)
 		user *env.User // in place of the service's
@@ -26,7 +28,8 @@ func TestDoctor(t *testing.T) {
 		"all in order":          {},
 		"a role in place admin": {user: cloud.Minimal, fail: []string{"images"}}, // this Glance lacks the policy
 		"a customer's user":     {user: cloud.Alpha, fail: []string{"tokens", "objects", "images"}},
-		"wrong password":        {edit: func(c *config.Config) { c.Regions[0].Keystone.Project = "nowhere" }, fail: []string{"keystone"}},
+		"wrong password":        {user: &impostor, fail: []string{"keystone"}},
+		"wrong project":         {edit: func(c *config.Config) { c.Regions[0].Keystone.Project = "nowhere" }, fail: []string{"keystone"}},
 		"no such region":        {edit: func(c *config.Config) { c.Regions[0].Keystone.Region = "Moon" }, fail: []string{"objects", "images"}},
 		"another server": {edit: func(c *config.Config) {
 			c.Regions[0].Keystone.Endpoints = map[string]string{"image": cloud.KeystoneURL, "object-store": cloud.GlanceURL}
