@@ -25,6 +25,7 @@ type Spec struct {
 	Format    string // of the disks as stored: "raw" or "qcow2"
 	MinRAM    int64  // MiB
 	MinDisk   int64  // GiB
+	Disks     int    // how many there will be, for Accepts; 0: not known
 	OSType    string
 	CreatedAt time.Time
 	// Properties are further facts to keep with the image.

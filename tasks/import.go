@@ -2,6 +2,7 @@ package tasks
 
 import (
 	"encoding/json"
+	"fmt"
 	"time"
 
 	"vmimport/internal/fault"
@@ -61,6 +62,12 @@ type Disk struct {
 	Bytes int64 `json:"bytes"`
 	// Version pins the object as it was when the import was accepted.
 	Version string `json:"version"`
+	// Detected is the format that was found then, in the words of Format, and
+	// VirtualBytes the size of the disk in it: 0 if only all of the object tells that.
+	Detected     string `json:"detected,omitempty"`
+	VirtualBytes int64  `json:"virtual_bytes,omitempty"`
+	// MaxBytes is the most that the disk may have, 0 for what the region allows.
+	MaxBytes int64 `json:"max_bytes,omitempty"`
 }
 
 // Spec is what was asked for. It never changes after Create, but for ImageID.
@@ -80,6 +87,8 @@ type Spec struct {
 	OSType       string `json:"os_type,omitempty"`
 	TargetFormat string `json:"target_format"`
 	Disks        []Disk `json:"disks"`
+	// Properties are further facts for the image service to keep with the image.
+	Properties map[string]string `json:"properties,omitempty"`
 
 	// Details is the dialect's own, kept for its answers and read by no one else.
 	Details json.RawMessage `json:"details,omitempty"`
@@ -89,8 +98,11 @@ type Spec struct {
 	ClientToken string `json:"client_token,omitempty"`
 	Fingerprint string `json:"fingerprint,omitempty"`
 	// UniqueName reserves Name within tenant and region until the import fails,
-	// is canceled, or its record is purged.
+	// is canceled, or its record is purged, or its image deleted.
 	UniqueName bool `json:"unique_name,omitempty"`
+	// ListsImage says that the record stands for the image too: it is listed by phase,
+	// counts against the quota of images, and is kept until the image is deleted.
+	ListsImage bool `json:"lists_image,omitempty"`
 
 	RequestID   string    `json:"request_id,omitempty"`
 	RequestedAt time.Time `json:"requested_at"`
@@ -125,6 +137,9 @@ type Import struct {
 	StartedAt  time.Time // first claim
 	ClaimedAt  time.Time // last claim
 	FinishedAt time.Time // final state
+	DeletedAt  time.Time // when the image's deletion was accepted, if Spec.ListsImage
+	// Removed is set once nothing of a deleted image is left.
+	Removed bool
 
 	// Publishing is set by the step that excludes a later cancel.
 	Publishing bool
@@ -177,9 +192,11 @@ type Attempt struct {
 const (
 	OutcomeDrained = "drained" // the worker was told to stop; costs nothing
 	OutcomeLost    = "lost"    // the claim ran out; the worker is taken for dead
+	OutcomeRemoved = "removed" // a deleted image was removed
 	OutcomeRetry   = "retry"   // a passing failure; another attempt follows
-	// OutcomeLeftovers: the import has failed for good, or was canceled, but what
-	// it made could not be removed yet. Another attempt does that and no more.
+	// OutcomeLeftovers: the import has failed for good, or was canceled, or its image
+	// was deleted, but what it made could not be removed yet. Another attempt does
+	// that and no more.
 	OutcomeLeftovers = "leftovers"
 )
 
@@ -189,7 +206,20 @@ type Failure struct {
 	Message  string `json:"message"`
 	Evidence string `json:"evidence,omitempty"`
 	Remedy   string `json:"remedy,omitempty"`
+	// Disk is the one that it is about, from 1; 0: about none of them alone.
+	Disk int `json:"disk,omitempty"`
 }
+
+// DiskError says which disk of an import an error is about.
+type DiskError struct {
+	Number int // from 1
+	Err    error
+}
+
+func (e *DiskError) Error() string { return fmt.Sprintf("disk %d: %v", e.Number, e.Err) }
+
+// Unwrap returns what is wrong with the disk.
+func (e *DiskError) Unwrap() error { return e.Err }
 
 // Fault returns f as the error that it was made of.
 func (f *Failure) Fault() *fault.Error {

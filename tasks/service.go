@@ -10,7 +10,7 @@ import (
 // Preflight checks the outside world before an import is accepted.
 type Preflight interface {
 	// Check looks at every source object of spec and fills in its length,
-	// version and format. It fails, without side effects, if an object is
+	// version, format and virtual size. It fails, without side effects, if an object is
 	// missing, unreadable or in a format that cannot be imported, or if the
 	// image id is taken.
 	Check(ctx context.Context, spec *Spec) error
@@ -48,15 +48,32 @@ func (s *Service) Register(ctx context.Context, spec *Spec) (imp *Import, fresh 
 		return nil, false, fault.New(fault.Invalid, "no_disk", "An import needs at least one disk.")
 	}
 	if spec.ClientToken != "" {
-		if imp, err := s.records.Repeated(ctx, spec); imp != nil || err != nil {
+		if imp, err := s.Admit(ctx, spec, Quota{}); imp != nil || err != nil {
 			return imp, false, err
 		}
 	}
-	if err := s.preflight.Check(ctx, spec); err != nil {
+	if err := s.Inspect(ctx, spec); err != nil {
 		return nil, false, err
 	}
+	return s.Accept(ctx, spec, Quota{})
+}
+
+// Admit, Inspect and Accept are the steps of Register, for dialects with checks of
+// their own between them. Admit returns the import of a repeated client token, or the
+// rule that spec breaks at present.
+func (s *Service) Admit(ctx context.Context, spec *Spec, quota Quota) (*Import, error) {
+	return s.records.Admit(ctx, spec, Limits{s.limits.Unfinished, quota})
+}
+
+// Inspect looks at the objects. See Preflight.Check.
+func (s *Service) Inspect(ctx context.Context, spec *Spec) error {
+	return s.preflight.Check(ctx, spec)
+}
+
+// Accept makes the import durable. See Records.Create.
+func (s *Service) Accept(ctx context.Context, spec *Spec, quota Quota) (imp *Import, fresh bool, err error) {
 	spec.RequestedAt = s.now().UTC()
-	return s.records.Create(ctx, spec, s.limits)
+	return s.records.Create(ctx, spec, Limits{s.limits.Unfinished, quota})
 }
 
 // ReadObject reads a small object of a region. See Preflight.ReadObject.
@@ -72,6 +89,16 @@ func (s *Service) Get(ctx context.Context, scope Scope, id ID) (*Import, error) 
 // List returns up to limit imports from index start on, newest first.
 func (s *Service) List(ctx context.Context, scope Scope, start, limit int) ([]*Import, error) {
 	return s.records.List(ctx, scope, start, limit)
+}
+
+// Find selects imports. See Records.Find.
+func (s *Service) Find(ctx context.Context, scope Scope, q Query) (found []*Import, total int, err error) {
+	return s.records.Find(ctx, scope, q)
+}
+
+// DeleteImage has the image of an import removed. See Records.DeleteImage.
+func (s *Service) DeleteImage(ctx context.Context, scope Scope, id ID) error {
+	return s.records.DeleteImage(ctx, scope, id)
 }
 
 // Cancel asks for an import to stop. See Records.Cancel.

@@ -62,6 +62,35 @@ func Sources(to State) []State {
 	return from
 }
 
+// Phase is what States come to for somebody who does not care about attempts. An import
+// that waits for another attempt is still being worked on.
+type Phase string
+
+// The phases.
+const (
+	PhaseWaiting   Phase = "waiting"   // no worker ever had it
+	PhaseWorking   Phase = "working"   // from the first claim to the end
+	PhaseSucceeded Phase = "succeeded" // ended as the state of that name
+	PhaseFailed    Phase = "failed"
+	PhaseCanceled  Phase = "canceled"
+)
+
+// Phase returns the phase that the import is in.
+func (i *Import) Phase() Phase {
+	switch i.State {
+	case Succeeded:
+		return PhaseSucceeded
+	case Failed:
+		return PhaseFailed
+	case Canceled:
+		return PhaseCanceled
+	}
+	if i.Epoch == 0 {
+		return PhaseWaiting
+	}
+	return PhaseWorking
+}
+
 // Stage is what a worker is doing for a Processing import. It is for people;
 // nothing is decided from it.
 type Stage string

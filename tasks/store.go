@@ -15,6 +15,10 @@ var (
 	ErrNameInUse       = fault.New(fault.Conflict, "name_in_use", "The image name is already in use.")
 	ErrImageIDInUse    = fault.New(fault.Conflict, "image_id_in_use", "The image id is already used by an image or an unfinished import.")
 	ErrTokenMismatch   = fault.New(fault.Conflict, "client_token_mismatch", "The client token was used with other parameters.")
+	ErrTooManyImages   = fault.New(fault.Exhausted, "too_many_images", "The quota of images is used up.").Try("Delete images that are not needed.")
+	ErrTooManyDisks    = fault.New(fault.Exhausted, "too_many_disks", "The quota of disks of images is used up.").Try("Delete images that are not needed.")
+	ErrImageImporting  = fault.New(fault.Conflict, "image_importing", "The image is still being imported.").Try("Cancel the import, or wait for its end.")
+	ErrImageRemoving   = fault.New(fault.Conflict, "image_removing", "The image is being removed.")
 	ErrTooManyImports  = fault.New(fault.Exhausted, "too_many_imports", "Too many imports are unfinished.").Try("Wait until some have finished, or cancel them.")
 	ErrFenced          = fault.New(fault.Fenced, "fenced", "Another worker has the import.")
 	ErrNotClaimable    = fault.New(fault.Fenced, "not_claimable", "The import needs no worker.")
@@ -24,6 +28,14 @@ var (
 // Limits bound what a tenant may have. Zero means no bound.
 type Limits struct {
 	Unfinished int // imports in a state that is not final
+	Quota
+}
+
+// Quota bounds the images of imports with Spec.ListsImage, in each region and dialect:
+// those that exist, and those that are being imported. Zero means no bound.
+type Quota struct {
+	Images int
+	Disks  int // of these images
 }
 
 // Scope selects records of one region: all of a tenant, or those of one of its
@@ -32,6 +44,20 @@ type Scope struct {
 	Region  string
 	Tenant  Tenant
 	Project string // empty: every project of the tenant
+	Dialect string // that the imports came in through; List and Find need it, for others it may be empty: any
+}
+
+// Query selects records of a Scope. The zero value selects all.
+type Query struct {
+	Phases []Phase // any of these; none: all
+	Images bool    // only those whose image is not deleted
+	IDs    []ID    // only these, unless nil
+	// Match is asked about each record that all of the above leaves; nil: yes. A
+	// query that has it takes longer the more records there are, not the further
+	// Start is.
+	Match func(*Import) bool
+
+	Start, Limit int // of what is selected, newest first
 }
 
 // All times that decide something are read from the store's own clock, so that
@@ -47,9 +73,9 @@ type Records interface {
 	// then nothing was written, and the token is not used up.
 	Create(ctx context.Context, spec *Spec, limits Limits) (imp *Import, fresh bool, err error)
 
-	// Repeated returns the import that Create would return for the ClientToken
-	// of spec, nil if the token is new, or ErrTokenMismatch.
-	Repeated(ctx context.Context, spec *Spec) (*Import, error)
+	// Admit returns what Create would at this moment, and writes nothing: the import
+	// of a repeated ClientToken, the error, or nil for a new import.
+	Admit(ctx context.Context, spec *Spec, limits Limits) (*Import, error)
 
 	// Get returns ErrUnknown for a record that never was or has expired, and
 	// for one outside of scope; callers cannot tell these apart.
@@ -58,6 +84,16 @@ type Records interface {
 	// List returns up to limit records from index start on, newest first.
 	// Past the end it returns none.
 	List(ctx context.Context, scope Scope, start, limit int) ([]*Import, error)
+
+	// Find returns what q selects of the imports with Spec.ListsImage, newest
+	// first and without their attempts, and how many there are without q.Limit.
+	Find(ctx context.Context, scope Scope, q Query) (found []*Import, total int, err error)
+
+	// DeleteImage accepts the deletion of an import's image, exactly once. From then
+	// on the image is not listed, its name and quota are free, and a worker removes
+	// it. ErrImageImporting: the import has not ended. ErrImageRemoving: a worker
+	// is at it. ErrUnknown: there is none, or not any more.
+	DeleteImage(ctx context.Context, scope Scope, id ID) error
 
 	// Cancel accepts a cancel, exactly once for an import: later calls return
 	// ErrCancelRequested. An import that no worker ever had is Canceled at
@@ -78,8 +114,8 @@ type Progress struct {
 // All methods but Claim write under held and return ErrFenced, having changed
 // nothing, if another claim came after it or the record is gone.
 type Claims interface {
-	// Claim takes a Queued import that is due, or a Cancelling one that nobody
-	// holds, under a new epoch, for the length of lease. ErrNotClaimable: there
+	// Claim takes a Queued import that is due, or nobody holds and something of which
+	// is to be removed: a Cancelling one, or a deleted image. It does so under a new epoch, for the length of lease. ErrNotClaimable: there
 	// is nothing to do.
 	Claim(ctx context.Context, ref Ref, worker string, lease time.Duration) (*Claimed, error)
 
@@ -118,10 +154,13 @@ type Claims interface {
 	// Canceled ends a Cancelling import, after everything of it was removed.
 	Canceled(ctx context.Context, held Held, attempt Attempt) error
 
+	// Removed ends the removal of a deleted image, after nothing of it is left.
+	Removed(ctx context.Context, held Held, attempt Attempt) error
+
 	// Release gives the claim back: a Processing import is Queued again, to be
 	// dispatched after pause. OutcomeRetry and OutcomeLeftovers count as a
-	// setback. A Cancelling import stays so if the outcome is OutcomeLeftovers;
-	// for any other one Release returns ErrCancelCameFirst and changes nothing.
+	// setback. A Cancelling import stays so if the outcome is OutcomeLeftovers, and so
+	// does one with a deleted image; for any other one Release returns ErrCancelCameFirst and changes nothing.
 	Release(ctx context.Context, held Held, pause time.Duration, attempt Attempt) error
 }
 
@@ -140,16 +179,16 @@ type Load struct {
 	Dispatched int // given to the queue, not yet claimed
 	Running    int // under a claim
 
-	Cleanups  int // of canceled imports, to be dispatched now
+	Cleanups  int // of canceled imports and deleted images, to be dispatched now
 	Expired   int // of Running, those whose claim has run out
 	Unclaimed int // of all tickets, those that nobody claimed for a while
 	Ended     int // records whose retention has passed
-	Open      int // unfinished imports in all
+	Open      int // unfinished imports in all, and images being removed
 }
 
 // Ticket is one handing of an import to the queue. Number counts an import's
 // tickets, so that each has a queue task of its own; Cleanup marks an import
-// that is Cancelling and only has leftovers to remove.
+// that is Cancelling, or whose image was deleted, and only has leftovers to remove.
 type Ticket struct {
 	Ref
 	Number  int64

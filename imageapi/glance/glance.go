@@ -96,6 +96,9 @@ func (i *Images) Accepts(spec imageapi.Spec) error {
 	if utf8.RuneCountInString(spec.Name) > maxName || strings.ContainsFunc(spec.Name, func(r rune) bool { return r > 0xffff }) {
 		return errName
 	}
+	if spec.Disks > 1 {
+		return imageapi.ErrOneDisk
+	}
 	return nil
 }
 

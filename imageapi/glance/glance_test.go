@@ -230,6 +230,11 @@ func TestAccepts(t *testing.T) {
 			wantError(t, name, err, want)
 		}
 	}
+	spec := r.spec
+	spec.Disks = 1
+	wantError(t, "one disk", r.images.Accepts(spec), nil)
+	spec.Disks = 2
+	wantError(t, "two disks", r.images.Accepts(spec), imageapi.ErrOneDisk)
 	r.wantAsked("", 0)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"runtime/debug"
 	"time"
@@ -32,6 +33,9 @@ type attempt struct {
 // errPoison ends an import whose attempts did not get to say why.
 var errPoison = fault.New(fault.Invalid, "worker_crashed", "The import failed since every worker that ran it stopped.").
 	Try("Check that the image file is intact. If it is, report the import to the operator.")
+
+// errDeleted ends an attempt whose work is to remove the image.
+var errDeleted = errors.New("the image was deleted")
 
 // run works on the import and brings its record to what the end calls for.
 func (a *attempt) run(ctx context.Context, saved []byte) (outcome string, err error) {
@@ -83,6 +87,9 @@ func (a *attempt) guard(work func() error) (err error) {
 func (a *attempt) work(ctx context.Context, saved []byte) error {
 	if a.imp.State == tasks.Cancelling {
 		return tasks.ErrUserCanceled
+	}
+	if !a.imp.DeletedAt.IsZero() {
+		return errDeleted
 	}
 	// The verdict comes first: who found it may be removing the image just now.
 	if f := a.imp.Verdict; f != nil {
@@ -164,8 +171,14 @@ func (a *attempt) imageSpec() imageapi.Spec {
 		MinDisk:    a.imp.MinDiskGiB,
 		OSType:     a.imp.OSType,
 		CreatedAt:  a.imp.RequestedAt,
-		Properties: map[string]string{"vmimport_region": a.imp.Region, "vmimport_request_id": a.imp.RequestID},
+		Properties: a.properties(),
 	}
+}
+
+func (a *attempt) properties() map[string]string {
+	p := map[string]string{"vmimport_region": a.imp.Region, "vmimport_request_id": a.imp.RequestID}
+	maps.Copy(p, a.imp.Properties)
+	return p
 }
 
 // The end of an attempt is written even if the attempt's own context is over,
@@ -184,6 +197,8 @@ func (a *attempt) end(ctx context.Context, err error) (outcome string, _ error) 
 	switch {
 	case err == nil:
 		return a.succeed(ctx)
+	case errors.Is(err, errDeleted) && !errors.Is(cause, tasks.ErrClaimLost):
+		return a.remove(ctx)
 	case errors.Is(cause, tasks.ErrClaimLost), fault.KindOf(err) == fault.Fenced:
 		a.log.Warn().Err(err).Msg("attempt stops: another worker has the import")
 		return tasks.OutcomeLost, nil
@@ -212,6 +227,16 @@ func (a *attempt) cancel(ctx context.Context) (string, error) {
 	}
 	return a.write(ctx, string(tasks.Canceled), nil, func(ctx context.Context, rec tasks.Attempt) error {
 		return a.r.claims.Canceled(ctx, a.held, rec)
+	})
+}
+
+// remove removes a deleted image.
+func (a *attempt) remove(ctx context.Context) (string, error) {
+	if err := a.cleanUp(ctx); err != nil {
+		return a.release(ctx, tasks.OutcomeLeftovers, nil)
+	}
+	return a.write(ctx, tasks.OutcomeRemoved, nil, func(ctx context.Context, rec tasks.Attempt) error {
+		return a.r.claims.Removed(ctx, a.held, rec)
 	})
 }
 
@@ -320,5 +345,9 @@ func (a *attempt) record(outcome string, cause error) tasks.Attempt {
 // failureOf puts an error into the customer's words.
 func failureOf(err error) tasks.Failure {
 	e := fault.Of(err)
-	return tasks.Failure{Code: e.Code, Message: e.Message, Evidence: e.Evidence, Remedy: e.Remedy}
+	f := tasks.Failure{Code: e.Code, Message: e.Message, Evidence: e.Evidence, Remedy: e.Remedy}
+	if d, ok := errors.AsType[*tasks.DiskError](err); ok {
+		f.Disk = d.Number
+	}
+	return f
 }

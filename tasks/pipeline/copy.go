@@ -32,7 +32,7 @@ func (a *attempt) copyDisks(ctx context.Context, upload imageapi.Upload, cp chec
 		}
 		res, resumed, err := c.run(ctx)
 		if err != nil {
-			return nil, err
+			return nil, &tasks.DiskError{Number: i + 1, Err: err}
 		}
 		if !resumed {
 			cp = checkpoint{} // what came after this object stands on nothing
@@ -145,7 +145,9 @@ func (c *objectCopy) closeDisks() error {
 	return nil
 }
 
-func (c *objectCopy) limits() formats.Limits { return limitsOf(c.region, c.imp.TargetFormat) }
+func (c *objectCopy) limits() formats.Limits {
+	return limitsOf(c.region, c.imp.TargetFormat, c.disk.MaxBytes)
+}
 
 // keepDone takes over the disks that an earlier attempt finished, if the image service
 // still has them. If not they are open, and empty.
@@ -257,9 +259,10 @@ func (c *objectCopy) resumable(dec *decode.Decoder) bool {
 	return dec.Resumable() && !c.upload.Streams()
 }
 
-// limitsOf are those of a region, and of the format that disks are stored in.
-func limitsOf(region Region, format string) formats.Limits {
-	most := cmp.Or(region.MaxDisk, diskimage.MaxDiskBytes)
+// limitsOf are those of a region, of the format that disks are stored in, and of the
+// request, which may set none (0).
+func limitsOf(region Region, format string, asked int64) formats.Limits {
+	most := min(cmp.Or(region.MaxDisk, diskimage.MaxDiskBytes), cmp.Or(asked, diskimage.MaxDiskBytes))
 	if format == targetQCOW2 {
 		most = min(most, qcow2.MaxWriteBytes)
 	}

@@ -27,19 +27,19 @@ func (p *Preflight) Check(ctx context.Context, spec *tasks.Spec) error {
 	if !ok {
 		return fmt.Errorf("region %s is not configured", spec.Region)
 	}
-	if err := region.Images.Accepts(imageapi.Spec{ImageID: spec.ImageID, Name: spec.Name, OSType: spec.OSType}); err != nil {
+	image := imageapi.Spec{ImageID: spec.ImageID, Name: spec.Name, OSType: spec.OSType}
+	if err := region.Images.Accepts(image); err != nil {
 		return err
 	}
 	for i := range spec.Disks {
-		d := &spec.Disks[i]
-		obj, err := region.Objects.Open(ctx, storage.Location(d.Object))
+		disks, err := check(ctx, region, spec, &spec.Disks[i])
 		if err != nil {
-			return err
+			return &tasks.DiskError{Number: i + 1, Err: err}
 		}
-		d.Bytes, d.Version = obj.Size(), obj.Version()
-		if _, err := openSource(ctx, obj, d.Format, limitsOf(region, spec.TargetFormat), preflightReads); err != nil {
-			return err
-		}
+		image.Disks += disks
+	}
+	if err := region.Images.Accepts(image); err != nil {
+		return err
 	}
 	switch _, err := region.Images.Get(ctx, spec.ImageID); {
 	case err == nil:
@@ -48,4 +48,22 @@ func (p *Preflight) Check(ctx context.Context, spec *tasks.Spec) error {
 		return err
 	}
 	return nil
+}
+
+// check looks at one object, and returns how many disks it holds.
+func check(ctx context.Context, region Region, spec *tasks.Spec, d *tasks.Disk) (disks int, err error) {
+	obj, err := region.Objects.Open(ctx, storage.Location(d.Object))
+	if err != nil {
+		return 0, err
+	}
+	d.Bytes, d.Version = obj.Size(), obj.Version()
+	src, err := openSource(ctx, obj, d.Format, limitsOf(region, spec.TargetFormat, d.MaxBytes), preflightReads)
+	if err != nil {
+		return 0, err
+	}
+	d.Detected, d.VirtualBytes = src.String(), 0
+	if len(src.Disks) == 1 {
+		d.VirtualBytes = src.Disks[0].Size
+	}
+	return len(src.Disks), nil
 }

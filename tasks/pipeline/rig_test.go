@@ -60,6 +60,7 @@ type rig struct {
 	target  string // format of the disks that are stored
 	maxDisk int64
 	givenID bool // customers ask for their image ids
+	edit    func(*tasks.Spec)
 	opt     Options
 }
 
@@ -139,6 +140,9 @@ func (r *rig) accept(disks ...[]byte) *tasks.Spec {
 		object := tasks.Object{API: "swift", Project: "alpha", Container: string(spec.ID), Name: fmt.Sprint("disk", i, ".raw")}
 		r.memory.Put(storage.Location(object), b)
 		spec.Disks = append(spec.Disks, tasks.Disk{Object: object, Format: "raw", SHA1: sha1Hex(b)})
+	}
+	if r.edit != nil {
+		r.edit(spec)
 	}
 	service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Limits{}, time.Now)
 	if _, _, err := service.Register(r.t.Context(), spec); err != nil {

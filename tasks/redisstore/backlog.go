@@ -254,13 +254,14 @@ func (s *Store) Purge(ctx context.Context, tenant tasks.Tenant, n int, now time.
 }
 
 func (s *Store) purgeOne(ctx context.Context, k tenantKeys, id tasks.ID, now time.Time) (bool, error) {
-	got, err := s.rdb.HMGet(ctx, k.record(id), "region", "project").Result()
+	got, err := s.rdb.HMGet(ctx, k.record(id), "region", "dialect", "project").Result()
 	if err != nil {
 		return false, redisError("read import", err)
 	}
 	region, _ := got[0].(string)
-	project, _ := got[1].(string)
-	keys := append(importKeys(k, id), k.list(region, ""), k.list(region, project))
+	dialect, _ := got[1].(string)
+	project, _ := got[2].(string)
+	keys := append(importKeys(k, id), k.list(region, dialect), k.listOf(region, dialect, project))
 	n, err := purgeCmd.Run(ctx, s.rdb, keys, string(id), at(now)).Int()
 	if err != nil {
 		return false, redisError("purge import", err)

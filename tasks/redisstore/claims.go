@@ -115,6 +115,12 @@ func (s *Store) Canceled(ctx context.Context, held tasks.Held, attempt tasks.Att
 	return s.finish(ctx, held, tasks.Canceled, "", attempt)
 }
 
+// Removed implements tasks.Claims.
+func (s *Store) Removed(ctx context.Context, held tasks.Held, attempt tasks.Attempt) error {
+	_, err := s.runHeld(ctx, removedCmd, held, s.opt.Retention.Milliseconds(), toJSON(attempt), tasks.MaxAttemptsKept)
+	return err
+}
+
 func (s *Store) finish(ctx context.Context, held tasks.Held, to tasks.State, failure string, attempt tasks.Attempt) error {
 	args := append([]any{string(to), s.opt.Retention.Milliseconds(), failure, toJSON(attempt), tasks.MaxAttemptsKept},
 		finishSources(to)...)

@@ -14,10 +14,17 @@ import (
 // that only Go reads are JSON.
 //
 //	spec          JSON of tasks.Spec; never changes
-//	region, project, image, name
+//	region, project, dialect, image, name
 //	              copies out of spec, for scripts; image and name are the
 //	              fields of the images and names hashes, name is empty if the
 //	              name is not reserved; the id in image goes before that in spec
+//	list, phase, seq, usage, disks
+//	              for an import with ListsImage: its list, its tasks.Phase, its
+//	              score in lists, what its fields of the usage hash begin with, and
+//	              what it counts as there
+//	deleted_by    nonce of the accepted deletion of the image
+//	deleted_ms
+//	removed       1 when nothing of a deleted image is left
 //	state         tasks.State
 //	epoch         number of the last claim, 0 before the first
 //	claim         nonce of the last claim; tells a repeated command from a rival
@@ -38,6 +45,7 @@ import (
 var readFields = []string{
 	"spec", "state", "epoch", "worker", "progress", "stage", "counters", "publishing", "setbacks", "crashes",
 	"not_before_ms", "updated_ms", "started_ms", "claimed_ms", "finished_ms", "verdict", "failure", "result", "furthest", "image",
+	"deleted_ms", "removed",
 }
 
 // decode makes an Import of the values of readFields. It returns nil for a
@@ -70,6 +78,8 @@ func decode(values []any) (*tasks.Import, error) {
 		StartedAt:  r.time("started_ms"),
 		ClaimedAt:  r.time("claimed_ms"),
 		FinishedAt: r.time("finished_ms"),
+		DeletedAt:  r.time("deleted_ms"),
+		Removed:    r.values["removed"] == "1",
 	}
 	r.json("spec", &imp.Spec)
 	if _, id, ok := strings.Cut(r.values["image"], "/"); ok {

@@ -41,20 +41,30 @@ func (k tenantKeys) attempts(id tasks.ID) string {
 	return k.prefix + "attempts:" + escape(string(id))
 }
 
-// list (ZSET) orders a region's import ids by the number that seq gave them.
-// With a project it holds only that project's.
-func (k tenantKeys) list(region, project string) string {
-	if project == "" {
-		return k.prefix + "list:" + escape(region)
-	}
-	return k.prefix + "list:" + escape(region) + ":" + escape(project)
+// list (ZSET) orders the import ids of a region and dialect by the number that seq
+// gave them.
+func (k tenantKeys) list(region, dialect string) string {
+	return k.prefix + "list:" + escape(region) + ":" + escape(dialect)
 }
+
+// listOf (ZSET) holds those of list that are of a project.
+func (k tenantKeys) listOf(region, dialect, project string) string {
+	return k.list(region, dialect) + ":of:" + escape(project)
+}
+
+// Lists (ZSET) of the imports with Spec.ListsImage. Scripts make their names out of the
+// record's own fields, in the same way.
+func phaseList(list string, phase tasks.Phase) string { return list + ":" + string(phase) }
+
+// imagesList holds those whose image was not deleted; each of its phases has a list too.
+func imagesList(list string) string { return list + ":images" }
 
 // seq (STRING) numbers the tenant's imports in the order of their creation.
 func (k tenantKeys) seq() string { return k.prefix + "seq" }
 
 // An unfinished import is in exactly one of these five (ZSET). The two for
-// clean-ups hold imports that were canceled and that no worker has.
+// clean-ups hold imports that were canceled, or whose image was deleted, and that no
+// worker has.
 func (k tenantKeys) waiting() string           { return k.prefix + "waiting" }             // by when it is due
 func (k tenantKeys) dispatched() string        { return k.prefix + "dispatched" }          // by when it was given to the queue
 func (k tenantKeys) cleanups() string          { return k.prefix + "cleanups" }            // as waiting
@@ -63,6 +73,10 @@ func (k tenantKeys) running() string           { return k.prefix + "running" }  
 
 // ended (ZSET) holds finished imports by the time of their purge.
 func (k tenantKeys) ended() string { return k.prefix + "ended" }
+
+// usage (HASH) counts what the quotas bound, in <region>/<dialect>/images and
+// <region>/<dialect>/disks.
+func (k tenantKeys) usage() string { return k.prefix + "usage" }
 
 // images (HASH) maps region/image id to the unfinished import that wants it.
 func (k tenantKeys) images() string { return k.prefix + "images" }

@@ -122,16 +122,16 @@ func TestClientTokens(t *testing.T) {
 		}
 		spec := newSpec("d1")
 		spec.ClientToken, spec.Fingerprint = "t1", "f1"
-		if imp, err := s.Repeated(ctx, spec); err != nil || imp == nil || imp.ID != ids[0] {
-			t.Errorf("Repeated: %+v, %v", imp, err)
+		if imp, err := s.Admit(ctx, spec, tasks.Limits{}); err != nil || imp == nil || imp.ID != ids[0] {
+			t.Errorf("Admit: %+v, %v", imp, err)
 		}
 		spec.Fingerprint = "f2"
 		_, _, err := s.Create(ctx, spec, tasks.Limits{})
 		wantErr(t, "another request", err, tasks.ErrTokenMismatch)
-		_, err = s.Repeated(ctx, spec)
+		_, err = s.Admit(ctx, spec, tasks.Limits{})
 		wantErr(t, "another request in advance", err, tasks.ErrTokenMismatch)
 		spec.ClientToken = "t2"
-		if imp, err := s.Repeated(ctx, spec); imp != nil || err != nil {
+		if imp, err := s.Admit(ctx, spec, tasks.Limits{}); imp != nil || err != nil {
 			t.Errorf("a new token: %+v, %v", imp, err)
 		}
 		spec.Region = "elsewhere"
@@ -151,10 +151,13 @@ func TestListIsNewestFirstAndScoped(t *testing.T) {
 				spec.Owner.Project = "beta"
 			}
 			create(t, s, spec)
+			other := newSpec("d1") // which no window of this dialect shows
+			other.Dialect = "aliyun"
+			create(t, s, other)
 			want = append([]tasks.ID{spec.ID}, want...)
 		}
 		create(t, s, newSpec("d2"))
-		all := tasks.Scope{Region: region, Tenant: "d1"}
+		all := tasks.Scope{Region: region, Tenant: "d1", Dialect: "fjcloud"}
 		var got []tasks.ID
 		for at := 0; at < 30; at += 7 {
 			page, err := s.List(ctx, all, at, 7)
@@ -169,10 +172,11 @@ func TestListIsNewestFirstAndScoped(t *testing.T) {
 			t.Errorf("pages\n%v\nwant\n%v", got, want)
 		}
 		for scope, n := range map[tasks.Scope]int{
-			{Region: region, Tenant: "d1", Project: "beta"}:  5,
-			{Region: region, Tenant: "d1", Project: "gamma"}: 0,
-			{Region: "elsewhere", Tenant: "d1"}:              0,
-			{Region: region, Tenant: "d2"}:                   1,
+			{Region: region, Tenant: "d1", Dialect: "fjcloud", Project: "beta"}:  5,
+			{Region: region, Tenant: "d1", Dialect: "fjcloud", Project: "gamma"}: 0,
+			{Region: "elsewhere", Tenant: "d1", Dialect: "fjcloud"}:              0,
+			{Region: region, Tenant: "d1", Dialect: "aliyun"}:                    25,
+			{Region: region, Tenant: "d2", Dialect: "fjcloud"}:                   1,
 		} {
 			if page, err := s.List(ctx, scope, 0, 100); len(page) != n || err != nil {
 				t.Errorf("%+v: %d entries, want %d, %v", scope, len(page), n, err)
@@ -188,6 +192,7 @@ func TestOthersSeeNothing(t *testing.T) {
 		for _, scope := range []tasks.Scope{
 			{Region: region, Tenant: "d2"},
 			{Region: region, Tenant: "d1", Project: "beta"},
+			{Region: region, Tenant: "d1", Dialect: "aliyun"},
 			{Region: "elsewhere", Tenant: "d1"},
 			{Region: region},
 			{Region: region, Tenant: "{d1}"},

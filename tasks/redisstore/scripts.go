@@ -15,6 +15,7 @@ import "github.com/redis/go-redis/v9"
 //	KEYS[8]  -> images              (HASH)
 //	KEYS[9]  -> names               (HASH)
 //	KEYS[10] -> attempts            (LIST)
+//	KEYS[11] -> usage               (HASH)
 //
 // Their first arguments are
 //
@@ -23,6 +24,9 @@ import "github.com/redis/go-redis/v9"
 //
 // Legal source states of a move come from the table in package tasks, as the
 // last arguments.
+//
+// The lists of an import with ListsImage go by the record's own list field. They have
+// the hash tag of all the others, so that a Cluster has them in the same place.
 //
 // Every script may run twice, when a connection broke after the first run and
 // before its answer. Each says how it tells that case.
@@ -56,23 +60,57 @@ local function place(at, score)
   end
   if at > 0 then redis.call("ZADD", KEYS[at], stamp(score), id) end
 end
+-- clearing tells whether all that is left to do is to remove what there is. rec needs
+-- state, deleted_by and removed.
+local function clearing()
+  return rec.state == "cancelling" or (rec.deleted_by and not rec.removed)
+end
+-- enter moves the import to the lists of a phase, and takes note of it.
+local function enter(to)
+  load("list", "phase", "seq")
+  if not rec.list or rec.phase == to then return end
+  for _, list in ipairs({rec.list, rec.list .. ":images"}) do
+    if rec.phase then redis.call("ZREM", list .. ":" .. rec.phase, id) end
+    redis.call("ZADD", list .. ":" .. to, rec.seq, id)
+  end
+  redis.call("HSET", KEYS[1], "phase", to)
+end
+-- unname gives the name back, if it is reserved for this import. rec needs name.
+local function unname()
+  if rec.name and rec.name ~= "" and redis.call("HGET", KEYS[9], rec.name) == id then
+    redis.call("HDEL", KEYS[9], rec.name)
+  end
+end
+-- count adds the import to the usage, or (-1) takes it off.
+local function count(by)
+  load("usage", "disks")
+  if not rec.usage then return end
+  redis.call("HINCRBY", KEYS[11], rec.usage .. "/images", by)
+  redis.call("HINCRBY", KEYS[11], rec.usage .. "/disks", by * rec.disks)
+end
 -- giveback ends the claim, if there is one, and lets the import wait until due.
 local function giveback(state, due)
+  rec.state = state
   redis.call("HSET", KEYS[1], "state", state, "stage", "waiting", "claim_until", 0, "publishing", 0,
     "not_before_ms", stamp(due), "updated_ms", stamp(now))
   redis.call("HDEL", KEYS[1], "counters")
-  if state == "cancelling" then place(4, due) else place(2, due) end
+  if clearing() then place(4, due) else place(2, due) end
 end
--- finish moves the import to a final state. rec needs image and name.
+-- finish moves the import to a final state, whose phase has the same name. A record that
+-- stands for an image stays. rec needs image and name.
 local function finish(to, retention)
   redis.call("HSET", KEYS[1], "state", to, "stage", "done", "finished_ms", stamp(now), "updated_ms", stamp(now),
     "claim_until", 0, "publishing", 0)
   redis.call("HDEL", KEYS[1], "checkpoint")
   place(0)
-  redis.call("ZADD", KEYS[7], stamp(now + retention), id)
+  enter(to)
   if redis.call("HGET", KEYS[8], rec.image) == id then redis.call("HDEL", KEYS[8], rec.image) end
-  if to ~= "succeeded" and rec.name ~= "" and redis.call("HGET", KEYS[9], rec.name) == id then
-    redis.call("HDEL", KEYS[9], rec.name)
+  if to ~= "succeeded" then
+    unname()
+    count(-1)
+  end
+  if to ~= "succeeded" or not rec.list then
+    redis.call("ZADD", KEYS[7], stamp(now + retention), id)
   end
 end
 -- remember keeps an ended attempt.
@@ -90,18 +128,18 @@ end
 // record. held then tells whether the claim still stands: it may have been given
 // back, by its worker or by the dispatcher, and not been claimed anew.
 const luaHeld = `
-load("state", "epoch", "claim_until", "publishing", "image", "name")
+load("state", "epoch", "claim_until", "publishing", "image", "name", "deleted_by", "removed")
 if not rec.state or rec.epoch ~= ARGV[3] then return {"fenced"} end
 local held = rec.claim_until ~= "0"
 `
 
 // createCmd makes a queued import.
 //
-// KEYS[1...9] as above
-// KEYS[10] -> list of the region  (ZSET)
-// KEYS[11] -> list of the project (ZSET)
-// KEYS[12] -> seq                 (STRING)
-// KEYS[13] -> client token        (HASH)
+// KEYS[1...11] as above
+// KEYS[12] -> list                (ZSET)
+// KEYS[13] -> list of the project (ZSET)
+// KEYS[14] -> seq                 (STRING)
+// KEYS[15] -> client token        (HASH)
 // --
 // ARGV[3]  -> spec, JSON
 // ARGV[4]  -> region
@@ -111,13 +149,18 @@ local held = rec.claim_until ~= "0"
 // ARGV[8]  -> fingerprint of the client token, or "" for no token
 // ARGV[9]  -> time to live of the token, ms
 // ARGV[10] -> most unfinished imports, 0 for no bound
+// ARGV[11] -> dialect
+// ARGV[12] -> disks if the record stands for the image, else 0
+// ARGV[13] -> most images, 0 for no bound
+// ARGV[14] -> most disks of images, 0 for no bound
+// ARGV[15] -> 1 to make nothing and only answer, else 0
 //
 // Returns
 //
 //	{"created"}
 //	{"repeated", id}   the token was used before with the same fingerprint
 //	{"token_mismatch"} the token was used before with another one
-//	{"too_many"}
+//	{"too_many"}, {"too_many_images"}, {"too_many_disks"}
 //	{"name_in_use"}
 //	{"image_in_use"}
 //
@@ -125,34 +168,51 @@ local held = rec.claim_until ~= "0"
 var createCmd = redis.NewScript(luaLib + `
 if redis.call("HGET", KEYS[1], "spec") == ARGV[3] then return {"created"} end
 if ARGV[8] ~= "" then
-  local t = redis.call("HMGET", KEYS[13], "id", "fingerprint")
+  local t = redis.call("HMGET", KEYS[15], "id", "fingerprint")
   if t[1] then
     if t[2] == ARGV[8] then return {"repeated", t[1]} end
     return {"token_mismatch"}
   end
 end
+if ARGV[7] ~= "" and redis.call("HEXISTS", KEYS[9], ARGV[7]) == 1 then return {"name_in_use"} end
+if redis.call("HEXISTS", KEYS[8], ARGV[6]) == 1 then return {"image_in_use"} end
 local most = tonumber(ARGV[10])
 if most > 0 then
   local open = 0
   for i = 2, 6 do open = open + redis.call("ZCARD", KEYS[i]) end
   if open >= most then return {"too_many"} end
 end
-if ARGV[7] ~= "" and redis.call("HEXISTS", KEYS[9], ARGV[7]) == 1 then return {"name_in_use"} end
-if redis.call("HEXISTS", KEYS[8], ARGV[6]) == 1 then return {"image_in_use"} end
+local disks = tonumber(ARGV[12])
+local usage = ARGV[4] .. "/" .. ARGV[11]
+if disks > 0 then
+  local function exceeds(what, by, limit)
+    local has = tonumber(redis.call("HGET", KEYS[11], usage .. "/" .. what) or 0)
+    return limit > 0 and has + by > limit
+  end
+  if exceeds("images", 1, tonumber(ARGV[13])) then return {"too_many_images"} end
+  if exceeds("disks", disks, tonumber(ARGV[14])) then return {"too_many_disks"} end
+end
+if ARGV[15] == "1" then return {"created"} end
 
 redis.call("HSET", KEYS[8], ARGV[6], id)
 if ARGV[7] ~= "" then redis.call("HSET", KEYS[9], ARGV[7], id) end
 if ARGV[8] ~= "" then
-  redis.call("HSET", KEYS[13], "id", id, "fingerprint", ARGV[8])
-  redis.call("PEXPIRE", KEYS[13], ARGV[9])
+  redis.call("HSET", KEYS[15], "id", id, "fingerprint", ARGV[8])
+  redis.call("PEXPIRE", KEYS[15], ARGV[9])
 end
-redis.call("HSET", KEYS[1], "spec", ARGV[3], "region", ARGV[4], "project", ARGV[5],
+redis.call("HSET", KEYS[1], "spec", ARGV[3], "region", ARGV[4], "project", ARGV[5], "dialect", ARGV[11],
   "image", ARGV[6], "name", ARGV[7], "epoch", 0, "tickets", 0, "progress", 0,
   "setbacks", 0, "crashes", 0, "furthest", 0)
 giveback("queued", now)
-local n = redis.call("INCR", KEYS[12])
-redis.call("ZADD", KEYS[10], n, id)
-redis.call("ZADD", KEYS[11], n, id)
+local n = redis.call("INCR", KEYS[14])
+redis.call("ZADD", KEYS[12], n, id)
+redis.call("ZADD", KEYS[13], n, id)
+if disks > 0 then
+  redis.call("ZADD", KEYS[12] .. ":images", n, id)
+  redis.call("HSET", KEYS[1], "list", KEYS[12], "seq", n, "usage", usage, "disks", disks)
+  enter("waiting")
+  count(1)
+end
 return {"created"}
 `)
 
@@ -160,9 +220,10 @@ return {"created"}
 //
 // ARGV[3] -> region that the record must be in
 // ARGV[4] -> project that it must be of, or "" for any
-// ARGV[5] -> retention of the record, ms
-// ARGV[6] -> nonce of this request
-// ARGV[7...] -> states that may become cancelling
+// ARGV[5] -> dialect that it must have come in through, or "" for any
+// ARGV[6] -> retention of the record, ms
+// ARGV[7] -> nonce of this request
+// ARGV[8...] -> states that may become cancelling
 //
 // Returns
 //
@@ -173,16 +234,17 @@ return {"created"}
 //
 // A second run finds its own nonce and answers as the first.
 var cancelCmd = redis.NewScript(luaLib + `
-load("state", "epoch", "publishing", "region", "project", "image", "name", "canceled_by")
+load("state", "epoch", "publishing", "region", "project", "dialect", "image", "name", "canceled_by")
 if not rec.state or rec.region ~= ARGV[3] then return {"missing"} end
 if ARGV[4] ~= "" and rec.project ~= ARGV[4] then return {"missing"} end
-if rec.canceled_by == ARGV[6] then return {"accepted", rec.state} end
+if ARGV[5] ~= "" and rec.dialect ~= ARGV[5] then return {"missing"} end
+if rec.canceled_by == ARGV[7] then return {"accepted", rec.state} end
 if rec.canceled_by then return {"requested"} end
-if rec.publishing == "1" or not among(rec.state, 7) then return {"finished"} end
+if rec.publishing == "1" or not among(rec.state, 8) then return {"finished"} end
 
-redis.call("HSET", KEYS[1], "canceled_by", ARGV[6])
+redis.call("HSET", KEYS[1], "canceled_by", ARGV[7])
 if rec.state == "queued" and rec.epoch == "0" then
-  finish("canceled", tonumber(ARGV[5]))
+  finish("canceled", tonumber(ARGV[6]))
   return {"accepted", "canceled"}
 end
 if rec.state == "queued" then
@@ -209,7 +271,7 @@ return {"accepted", "cancelling"}
 //
 // A second run finds its own nonce and answers as the first.
 var claimCmd = redis.NewScript(luaLib + `
-load("state", "epoch", "claim", "claim_until", "not_before_ms", "started_ms")
+load("state", "epoch", "claim", "claim_until", "not_before_ms", "started_ms", "deleted_by", "removed")
 if not rec.state then return {"refused"} end
 if rec.claim_until ~= "0" then
   if rec.claim == ARGV[3] then return {"claimed", tonumber(rec.epoch)} end
@@ -219,7 +281,8 @@ if among(rec.state, 6) then
   -- A ticket of an earlier turn must not cut a pause short.
   if tonumber(rec.not_before_ms) > now then return {"refused"} end
   redis.call("HSET", KEYS[1], "state", "processing", "stage", "inspecting")
-elseif rec.state == "cancelling" then
+  enter("working")
+elseif clearing() then
   redis.call("HSET", KEYS[1], "stage", "cleaning")
 else
   return {"refused"}
@@ -353,6 +416,97 @@ finish(to, tonumber(ARGV[5]))
 return {"finished"}
 `)
 
+// deleteImageCmd accepts the deletion of an image once.
+//
+// ARGV[3] -> region that the record must be in
+// ARGV[4] -> project that it must be of, or "" for any
+// ARGV[5] -> dialect that it must have come in through, or "" for any
+// ARGV[6] -> nonce of this request
+//
+// Returns
+//
+//	{"accepted"}
+//	{"importing"} the import has not ended
+//	{"removing"}  it was deleted before, and a worker is still to remove it
+//	{"missing"}
+//
+// A second run finds its own nonce and answers as the first.
+var deleteImageCmd = redis.NewScript(luaLib + `
+load("state", "region", "project", "dialect", "list", "phase", "name", "deleted_by", "removed")
+if not rec.list or rec.region ~= ARGV[3] then return {"missing"} end
+if ARGV[4] ~= "" and rec.project ~= ARGV[4] then return {"missing"} end
+if ARGV[5] ~= "" and rec.dialect ~= ARGV[5] then return {"missing"} end
+if rec.deleted_by == ARGV[6] then return {"accepted"} end
+if rec.deleted_by then return {rec.removed and "missing" or "removing"} end
+if rec.phase == "waiting" or rec.phase == "working" then return {"importing"} end
+
+redis.call("HSET", KEYS[1], "deleted_by", ARGV[6], "deleted_ms", stamp(now), "updated_ms", stamp(now))
+for _, list in ipairs({rec.list .. ":images", rec.list .. ":images:" .. rec.phase}) do redis.call("ZREM", list, id) end
+if rec.state == "succeeded" then
+  unname()
+  count(-1)
+  place(4, now)
+else
+  redis.call("HSET", KEYS[1], "removed", 1) -- nothing of it was left
+end
+return {"accepted"}
+`)
+
+// removedCmd ends the removal of a deleted image.
+//
+// ARGV[4] -> retention of the record, ms
+// ARGV[5] -> attempt, JSON
+// ARGV[6] -> attempts to keep
+//
+// Returns {"removed"} or {"fenced"}. A second run finds it removed.
+var removedCmd = redis.NewScript(luaLib + luaHeld + `
+if rec.removed then return {"removed"} end
+if not held or not rec.deleted_by then return {"fenced"} end
+redis.call("HSET", KEYS[1], "removed", 1, "stage", "done", "updated_ms", stamp(now), "claim_until", 0)
+remember(ARGV[5], ARGV[6])
+place(0)
+redis.call("ZADD", KEYS[7], stamp(now + tonumber(ARGV[4])), id)
+return {"removed"}
+`)
+
+// pageCmd returns a page of several lists, merged by score, highest first. No two
+// members of them have the same score.
+//
+// KEYS[1...] -> lists (ZSET)
+// --
+// ARGV[1] -> start
+// ARGV[2] -> limit
+//
+// Returns the number of members in all, then the ids of the page. It finds the score at
+// which the page begins by halving, so its cost does not grow with start.
+var pageCmd = redis.NewScript(`
+local start, limit = tonumber(ARGV[1]), tonumber(ARGV[2])
+local total, high = 0, 0
+for _, k in ipairs(KEYS) do
+  total = total + redis.call("ZCARD", k)
+  local top = redis.call("ZREVRANGE", k, 0, 0, "WITHSCORES")
+  if top[2] then high = math.max(high, tonumber(top[2])) end
+end
+local page = {total}
+if start >= total or limit <= 0 then return page end
+local function exact(n) return string.format("%.0f", n) end
+-- The page begins at the lowest score that no more than start members are above.
+local low = 0
+while low < high do
+  local middle, above = math.floor((low + high) / 2), 0
+  for _, k in ipairs(KEYS) do above = above + redis.call("ZCOUNT", k, "(" .. exact(middle), "+inf") end
+  if above <= start then high = middle else low = middle + 1 end
+end
+local found = {}
+for _, k in ipairs(KEYS) do
+  local got = redis.call("ZREVRANGEBYSCORE", k, exact(high), "-inf", "WITHSCORES", "LIMIT", 0, limit)
+  for i = 1, #got, 2 do found[#found + 1] = {got[i], tonumber(got[i + 1])} end
+end
+table.sort(found, function(a, b) return a[2] > b[2] end)
+for i = 1, math.min(limit, #found) do page[i + 1] = found[i][1] end
+return page
+`)
+
 // releaseCmd gives a claim back.
 //
 // ARGV[4] -> pause, ms
@@ -368,7 +522,7 @@ var releaseCmd = redis.NewScript(luaLib + luaHeld + `
 if not held then return {"released"} end
 if among(rec.state, 9) then
   rec.state = "queued"
-elseif rec.state ~= "cancelling" then
+elseif not clearing() then
   return {"fenced"}
 elseif ARGV[6] ~= "1" then
   return {"canceled"}
@@ -394,7 +548,7 @@ local due = now
 if among(rec.state, 7) then
   rec.state = "queued"
   due = now + tonumber(ARGV[4])
-elseif rec.state ~= "cancelling" then
+elseif not clearing() then
   return {"fenced"}
 end
 redis.call("HINCRBY", KEYS[1], "crashes", 1)
@@ -435,20 +589,23 @@ return 1
 
 // purgeCmd removes a record whose time has come.
 //
-// KEYS[1...10] as above
-// KEYS[11] -> list of the region  (ZSET)
-// KEYS[12] -> list of the project (ZSET)
+// KEYS[1...11] as above
+// KEYS[12] -> list                (ZSET)
+// KEYS[13] -> list of the project (ZSET)
 //
 // Returns 1 if it did.
 var purgeCmd = redis.NewScript(luaLib + `
 local at = redis.call("ZSCORE", KEYS[7], id)
 if not at or tonumber(at) > now then return 0 end
-load("name")
-if rec.name and rec.name ~= "" and redis.call("HGET", KEYS[9], rec.name) == id then
-  redis.call("HDEL", KEYS[9], rec.name)
+load("name", "list", "phase")
+unname()
+for _, i in ipairs({7, 12, 13}) do redis.call("ZREM", KEYS[i], id) end
+if rec.list then
+  for _, list in ipairs({rec.list .. ":" .. rec.phase, rec.list .. ":images", rec.list .. ":images:" .. rec.phase}) do
+    redis.call("ZREM", list, id)
+  end
 end
 redis.call("DEL", KEYS[1], KEYS[10])
-for _, i in ipairs({7, 11, 12}) do redis.call("ZREM", KEYS[i], id) end
 return 1
 `)
 

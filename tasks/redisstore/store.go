@@ -65,11 +65,6 @@ func at(t time.Time) string { return strconv.FormatInt(t.UnixMilli(), 10) }
 
 // Create implements tasks.Records.
 func (s *Store) Create(ctx context.Context, spec *tasks.Spec, limits tasks.Limits) (*tasks.Import, bool, error) {
-	k := keysOf(spec.Owner.Tenant)
-	name := ""
-	if spec.UniqueName {
-		name = spec.Region + "/" + spec.Name
-	}
 	// The tenant is announced before the record is made, so that a crash in
 	// between does no harm: the dispatcher forgets a tenant without imports. It
 	// might do so just before a Create that took very long, so the tenant is
@@ -77,34 +72,61 @@ func (s *Store) Create(ctx context.Context, spec *tasks.Spec, limits tasks.Limit
 	if err := s.announce(ctx, spec.Owner.Tenant); err != nil {
 		return nil, false, err
 	}
-	keys := append(importKeys(k, spec.ID)[:9],
-		k.list(spec.Region, ""), k.list(spec.Region, spec.Owner.Project), k.seq(), k.token(spec.Region, spec.ClientToken))
+	if imp, err := s.create(ctx, spec, limits, false); imp != nil || err != nil {
+		return imp, false, err
+	}
+	if err := s.announce(ctx, spec.Owner.Tenant); err != nil {
+		return nil, false, err
+	}
+	s.hint(ctx, workChannel, "")
+	imp, err := s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, spec.ID)
+	return imp, true, err
+}
+
+// Admit implements tasks.Records.
+func (s *Store) Admit(ctx context.Context, spec *tasks.Spec, limits tasks.Limits) (*tasks.Import, error) {
+	return s.create(ctx, spec, limits, true)
+}
+
+// create runs createCmd. It returns the import of a repeated token, nil if the record
+// was made or (dry) could be.
+func (s *Store) create(ctx context.Context, spec *tasks.Spec, limits tasks.Limits, dry bool) (*tasks.Import, error) {
+	k := keysOf(spec.Owner.Tenant)
+	name, disks := "", 0
+	if spec.UniqueName {
+		name = spec.Region + "/" + spec.Name
+	}
+	if spec.ListsImage {
+		disks = len(spec.Disks)
+	}
+	keys := append(importKeys(k, spec.ID), k.list(spec.Region, spec.Dialect),
+		k.listOf(spec.Region, spec.Dialect, spec.Owner.Project), k.seq(), k.token(spec.Region, spec.ClientToken))
 	reply, err := s.run(ctx, createCmd, keys, string(spec.ID), s.clock(), toJSON(spec), spec.Region, spec.Owner.Project,
-		spec.Region+"/"+spec.ImageID, name, fingerprint(spec), max(s.opt.Retention, minTokenLife).Milliseconds(), limits.Unfinished)
+		spec.Region+"/"+spec.ImageID, name, fingerprint(spec), max(s.opt.Retention, minTokenLife).Milliseconds(), limits.Unfinished,
+		spec.Dialect, disks, limits.Images, limits.Disks, flag(dry))
 	if err != nil {
-		return nil, false, redisError("create import", err)
+		return nil, redisError("create import", err)
 	}
 	switch reply.word(0) {
 	case "created":
-		if err := s.announce(ctx, spec.Owner.Tenant); err != nil {
-			return nil, false, err
-		}
-		s.hint(ctx, workChannel, "")
-		imp, err := s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, spec.ID)
-		return imp, true, err
+		return nil, nil
 	case "repeated":
-		imp, err := s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, tasks.ID(reply.word(1)))
-		return imp, false, err
-	case "token_mismatch":
-		return nil, false, tasks.ErrTokenMismatch
-	case "too_many":
-		return nil, false, tasks.ErrTooManyImports
-	case "name_in_use":
-		return nil, false, tasks.ErrNameInUse
-	case "image_in_use":
-		return nil, false, tasks.ErrImageIDInUse
+		return s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, tasks.ID(reply.word(1)))
 	}
-	return nil, false, reply.unexpected("create import")
+	if err, ok := createErrors[reply.word(0)]; ok {
+		return nil, err
+	}
+	return nil, reply.unexpected("create import")
+}
+
+// createErrors are those that createCmd answers with.
+var createErrors = map[string]error{
+	"token_mismatch":  tasks.ErrTokenMismatch,
+	"too_many":        tasks.ErrTooManyImports,
+	"too_many_images": tasks.ErrTooManyImages,
+	"too_many_disks":  tasks.ErrTooManyDisks,
+	"name_in_use":     tasks.ErrNameInUse,
+	"image_in_use":    tasks.ErrImageIDInUse,
 }
 
 // fingerprint is what the store keeps with a client token. It is never empty if
@@ -124,32 +146,22 @@ func (s *Store) announce(ctx context.Context, tenant tasks.Tenant) error {
 	return nil
 }
 
-// Repeated implements tasks.Records.
-func (s *Store) Repeated(ctx context.Context, spec *tasks.Spec) (*tasks.Import, error) {
-	got, err := s.rdb.HMGet(ctx, keysOf(spec.Owner.Tenant).token(spec.Region, spec.ClientToken), "id", "fingerprint").Result()
-	if err != nil {
-		return nil, redisError("look up client token", err)
-	}
-	id, ok := got[0].(string)
-	switch {
-	case !ok:
-		return nil, nil
-	case got[1] != fingerprint(spec):
-		return nil, tasks.ErrTokenMismatch
-	}
-	return s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, tasks.ID(id))
-}
-
 // Get implements tasks.Records.
 func (s *Store) Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Import, error) {
 	imp, err := s.read(ctx, tasks.Ref{Tenant: scope.Tenant, ID: id})
 	if err != nil {
 		return nil, err
 	}
-	if imp.Region != scope.Region || (scope.Project != "" && imp.Owner.Project != scope.Project) {
+	if !within(scope, imp) {
 		return nil, tasks.ErrUnknown
 	}
 	return imp, nil
+}
+
+// within reports whether an import of the scope's tenant is in the scope.
+func within(scope tasks.Scope, imp *tasks.Import) bool {
+	return imp.Region == scope.Region && (scope.Project == "" || imp.Owner.Project == scope.Project) &&
+		(scope.Dialect == "" || imp.Dialect == scope.Dialect)
 }
 
 // maxID bounds an import id in bytes; longer ones cannot exist.
@@ -185,7 +197,11 @@ func (s *Store) read(ctx context.Context, ref tasks.Ref) (*tasks.Import, error) 
 // List implements tasks.Records.
 func (s *Store) List(ctx context.Context, scope tasks.Scope, start, limit int) ([]*tasks.Import, error) {
 	k := keysOf(scope.Tenant)
-	ids, err := s.rdb.ZRevRange(ctx, k.list(scope.Region, scope.Project), int64(start), int64(start)+int64(limit)-1).Result()
+	list := k.list(scope.Region, scope.Dialect)
+	if scope.Project != "" {
+		list = k.listOf(scope.Region, scope.Dialect, scope.Project)
+	}
+	ids, err := s.rdb.ZRevRange(ctx, list, int64(start), int64(start)+int64(limit)-1).Result()
 	if err != nil {
 		return nil, redisError("list imports", err)
 	}
@@ -225,7 +241,7 @@ func (s *Store) Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tas
 	if scope.Tenant == "" || id == "" || len(id) > maxID {
 		return "", tasks.ErrUnknown
 	}
-	args := append([]any{string(id), s.clock(), scope.Region, scope.Project, s.opt.Retention.Milliseconds(), uuid.NewString()},
+	args := append([]any{string(id), s.clock(), scope.Region, scope.Project, scope.Dialect, s.opt.Retention.Milliseconds(), uuid.NewString()},
 		sources(tasks.Cancelling)...)
 	reply, err := s.run(ctx, cancelCmd, importKeys(keysOf(scope.Tenant), id), args...)
 	if err != nil {
@@ -247,6 +263,37 @@ func (s *Store) Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tas
 		return "", tasks.ErrUnknown
 	}
 	return "", reply.unexpected("cancel import")
+}
+
+// DeleteImage implements tasks.Records.
+func (s *Store) DeleteImage(ctx context.Context, scope tasks.Scope, id tasks.ID) error {
+	if scope.Tenant == "" || id == "" || len(id) > maxID {
+		return tasks.ErrUnknown
+	}
+	// Announced before too, as for Create: the removal must be found whatever dies.
+	if err := s.announce(ctx, scope.Tenant); err != nil {
+		return err
+	}
+	reply, err := s.run(ctx, deleteImageCmd, importKeys(keysOf(scope.Tenant), id),
+		string(id), s.clock(), scope.Region, scope.Project, scope.Dialect, uuid.NewString())
+	if err != nil {
+		return redisError("delete image", err)
+	}
+	switch reply.word(0) {
+	case "accepted":
+		if err := s.announce(ctx, scope.Tenant); err != nil {
+			return err
+		}
+		s.hint(ctx, workChannel, "")
+		return nil
+	case "importing":
+		return tasks.ErrImageImporting
+	case "removing":
+		return tasks.ErrImageRemoving
+	case "missing":
+		return tasks.ErrUnknown
+	}
+	return reply.unexpected("delete image")
 }
 
 // Listen implements tasks.Signals.
@@ -277,7 +324,7 @@ func (s *Store) hint(ctx context.Context, channel, payload string) {
 // importKeys returns the keys that scripts about one import share.
 func importKeys(k tenantKeys, id tasks.ID) []string {
 	return []string{k.record(id), k.waiting(), k.dispatched(), k.cleanups(), k.dispatchedCleanup(), k.running(),
-		k.ended(), k.images(), k.names(), k.attempts(id)}
+		k.ended(), k.images(), k.names(), k.attempts(id), k.usage()}
 }
 
 // sources returns the table's source states of a move, as script arguments.

@@ -69,7 +69,7 @@ func newSpec(tenant tasks.Tenant) *tasks.Spec {
 }
 
 func scopeOf(spec *tasks.Spec) tasks.Scope {
-	return tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant, Project: spec.Owner.Project}
+	return tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant, Project: spec.Owner.Project, Dialect: spec.Dialect}
 }
 
 func create(t *testing.T, s *Store, spec *tasks.Spec) *tasks.Import {

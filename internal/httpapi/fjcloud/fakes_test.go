@@ -118,7 +118,8 @@ func (f *fakeService) put(name, content string) {
 func clone(imp *tasks.Import) *tasks.Import { c := *imp; return &c }
 
 func inScope(imp *tasks.Import, s tasks.Scope) bool {
-	return imp.Region == s.Region && imp.Owner.Tenant == s.Tenant && (s.Project == "" || imp.Owner.Project == s.Project)
+	return imp.Region == s.Region && imp.Owner.Tenant == s.Tenant && (s.Project == "" || imp.Owner.Project == s.Project) &&
+		(s.Dialect == "" || imp.Dialect == s.Dialect)
 }
 
 func (f *fakeService) find(s tasks.Scope, id tasks.ID) (*tasks.Import, error) {
