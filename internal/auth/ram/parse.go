@@ -160,6 +160,10 @@ func newResource(text string) (resourcePattern, error) {
 	if !ok || parts[0] != "acs" || parts[1] == "" || parts[4] == "" {
 		return nil, errors.New("is not of the form acs:service:region:account:relative-id")
 	}
+	// OSS has names of its own for regions, and its policies are written with either.
+	if parts[1] == "oss" {
+		parts[2] = strings.TrimPrefix(parts[2], "oss-")
+	}
 	return parts, nil
 }
 

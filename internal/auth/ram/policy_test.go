@@ -54,6 +54,8 @@ func TestMay(t *testing.T) {
 		{"not that action", []string{`{"Effect": "Allow", "NotAction": "ecs:Delete*", "Resource": "*"}`}, "ecs:ImportImage", image, true},
 
 		{"resource", []string{`{"Effect": "Allow", "Action": "*", "Resource": "acs:oss:*:*:images/*"}`}, "oss:GetObject", disk, true},
+		{"region as OSS has it", []string{`{"Effect": "Allow", "Action": "*", "Resource": "acs:oss:oss-cn-hangzhou:*:images/*"}`}, "oss:GetObject", disk, true},
+		{"another region as OSS has it", []string{`{"Effect": "Allow", "Action": "*", "Resource": "acs:oss:oss-cn-beijing:*:images/*"}`}, "oss:GetObject", disk, false},
 		{"resource of another bucket", []string{`{"Effect": "Allow", "Action": "*", "Resource": "acs:oss:*:*:other/*"}`}, "oss:GetObject", disk, false},
 		{"resource of another account", []string{`{"Effect": "Allow", "Action": "*", "Resource": "acs:oss:*:2:images/*"}`}, "oss:GetObject", disk, false},
 		{"bucket is not its objects", []string{`{"Effect": "Allow", "Action": "*", "Resource": "acs:oss:*:*:images/*"}`}, "oss:GetBucketLocation", "acs:oss:cn-hangzhou:1:images", false},
