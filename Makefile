@@ -13,7 +13,7 @@ GUEST   ?= 2GiB
 TESTFLAGS ?= -race -shuffle=on -timeout 20m -p 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test/go test-openstack test-openstack/go openstack deps deps-openstack lint fuzz bench bench-openstack soak build static clean
+.PHONY: help demo run test test/go test-openstack test-openstack/go openstack deps deps-node deps-openstack lint fuzz bench bench-openstack soak build static clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z\/-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ demo: build ## Import a disk from end to end: a sample, or IMAGE=path of a disk 
 run: build ## Run the whole service in one process until interrupted (DATA=directory, LISTEN=host:port)
 	@$(BIN)/vmimport standalone --data '$(DATA)' --listen '$(LISTEN)'
 
-test: deps test/go ## Install what the tests need (as root), then run all of them
+test: deps deps-node test/go ## Install what the tests need (as root), then run all of them
 
 # Whole clusters of processes are tested by themselves, since they are timed and
 # would share the cores with all the rest.
@@ -48,14 +48,27 @@ DEPS := redis-server:redis-server qemu-utils:qemu-img e2fsprogs:mke2fs util-linu
 # Where mke2fs is, and what not every user's PATH has.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-deps: ## Install the Debian packages that the tests need, or say which are missing
-	@missing=(); for d in $(DEPS); do command -v "$${d#*:}" >/dev/null || missing+=("$${d%%:*}"); done; \
+# $(call need,package:command ...) installs packages whose command is not there.
+define need
+@missing=(); for d in $(1); do command -v "$${d#*:}" >/dev/null || missing+=("$${d%%:*}"); done; \
 	if [ $${#missing[@]} -gt 0 ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"; \
 		else \
 			echo "The tests need these packages, which are not installed: $${missing[*]}" >&2; exit 1; \
 		fi; \
+	fi
+endef
+
+deps: ## Install the Debian packages that the tests need, or say which are missing
+	$(call need,$(DEPS))
+
+# A vendor's SDK for JavaScript is what some tests speak through.
+SDK := internal/aliyuntest/node
+deps-node: ## Install Node.js and the packages for it that the tests need, or say which are missing
+	$(call need,nodejs:node npm:npm)
+	@if ! cmp -s $(SDK)/package-lock.json $(SDK)/node_modules/.installed; then \
+		npm ci --prefix $(SDK) --no-audit --no-fund && cp $(SDK)/package-lock.json $(SDK)/node_modules/.installed; \
 	fi
 
 # The libraries only: the packages of the services would set up servers of their own.

@@ -59,6 +59,10 @@ func NewAPI(cfg *config.Config, opt APIOptions, log zerolog.Logger) (*API, error
 		}
 		regions = append(regions, httpapi.Region{ID: rc.ID, Hosts: rc.Hosts, Dialect: d})
 	}
+	rpc, err := p.newAliyun(cfg, service, log)
+	if err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
 	proxies, err := parsePrefixes(cfg.HTTP.TrustedProxies)
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
@@ -68,6 +72,7 @@ func NewAPI(cfg *config.Config, opt APIOptions, log zerolog.Logger) (*API, error
 	monitor := asynqmon.New(asynqmon.Options{RootPath: "/monitoring", RedisConnOpt: sharedRedis{p.rdb}, ReadOnly: true})
 	a.server = httpapi.New(httpapi.Options{
 		FJcloud:        regions,
+		Aliyun:         rpc,
 		Objects:        opt.Objects,
 		Monitoring:     monitor,
 		OperatorToken:  cfg.Operator.Token,

@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"vmimport/imageapi/dirimages"
+	"vmimport/internal/auth/ramfile"
 	"vmimport/internal/config"
 	"vmimport/internal/fault"
 	"vmimport/internal/openstack"
@@ -52,6 +53,9 @@ func Diagnose(ctx context.Context, cfg *config.Config) []Finding {
 	d := &diagnosis{ctx: ctx, findings: []Finding{{Check: "configuration", OK: true}}}
 	d.redis(cfg.Redis)
 	d.look("scratch", "Correct worker.scratch, or make room there.", func(context.Context) (string, error) { return scratch.Check(cfg.Worker.Scratch) })
+	if ac := cfg.Aliyun; ac != nil {
+		d.look("accounts", "Correct aliyun.accounts_file.", func(context.Context) (string, error) { return checkAccounts(ac.AccountsFile) })
+	}
 	for _, rc := range cfg.Regions {
 		d.region(rc)
 	}
@@ -108,6 +112,16 @@ func (d *diagnosis) redis(rc config.Redis) {
 		func(ctx context.Context) (string, error) { return durability(ctx, rdb, rc.RequireDurable) })
 	d.look("clock", "Synchronise the clocks of this machine and of Redis's.",
 		func(ctx context.Context) (string, error) { return compareClocks(ctx, rdb) })
+}
+
+// checkAccounts reads the file, and says what is in it.
+func checkAccounts(path string) (string, error) {
+	accounts, err := ramfile.Open(path, ramfile.Options{})
+	if err != nil {
+		return "", err
+	}
+	s := accounts.Summary()
+	return fmt.Sprintf("%d accounts, %d access keys", s.Accounts, s.Keys), nil
 }
 
 func (d *diagnosis) region(rc config.Region) {

@@ -30,6 +30,7 @@ type Config struct {
 	Limits   Limits   `yaml:"limits"`
 	HTTP     HTTP     `yaml:"http"`
 	Worker   Worker   `yaml:"worker"`
+	Aliyun   *Aliyun  `yaml:"aliyun"`
 	Regions  []Region `yaml:"regions"`
 }
 
@@ -72,6 +73,17 @@ type HTTP struct {
 	TrustedProxies []string `yaml:"trusted_proxies"`
 }
 
+// Aliyun sets up what the dialect of that name has in common in all regions.
+type Aliyun struct {
+	// AccountsFile lists accounts with their access keys, buckets and roles. It is
+	// read anew when it changes.
+	AccountsFile string `yaml:"accounts_file"`
+	// RequestsPerSecond is what an account may ask of one API process, with Burst at
+	// once; negative: no bound.
+	RequestsPerSecond float64 `yaml:"requests_per_second"`
+	Burst             int     `yaml:"burst"`
+}
+
 // Worker sets up a worker process.
 type Worker struct {
 	Listen      string `yaml:"listen"`      // health and metrics; empty for none
@@ -96,13 +108,14 @@ type Worker struct {
 
 // Region is one region that the process serves.
 type Region struct {
-	ID       string    `yaml:"id"`
-	Hosts    []string  `yaml:"hosts"` // of its API; the first region also serves all others
-	FJcloud  *FJcloud  `yaml:"fjcloud"`
-	Keystone *Keystone `yaml:"keystone"`
-	Objects  Objects   `yaml:"objects"`
-	Images   Images    `yaml:"images"`
-	MaxDisk  ByteSize  `yaml:"max_disk"` // largest virtual disk, 0 for no bound
+	ID       string        `yaml:"id"`
+	Hosts    []string      `yaml:"hosts"` // of its API; the first region with FJcloud also serves all others
+	FJcloud  *FJcloud      `yaml:"fjcloud"`
+	Aliyun   *AliyunRegion `yaml:"aliyun"`
+	Keystone *Keystone     `yaml:"keystone"`
+	Objects  Objects       `yaml:"objects"`
+	Images   Images        `yaml:"images"`
+	MaxDisk  ByteSize      `yaml:"max_disk"` // largest virtual disk, 0 for no bound
 }
 
 // Keystone is the OpenStack cloud of a region, and who the service is there: a user
@@ -140,6 +153,27 @@ type FJcloud struct {
 	RequiredRole string `yaml:"required_role"`
 	// TokensFile lists tokens, for regions without Keystone.
 	TokensFile string `yaml:"tokens_file"`
+}
+
+// AliyunRegion sets up a region of the Aliyun dialect.
+type AliyunRegion struct {
+	// Endpoint is what DescribeRegions says: a host, maybe with a port. Empty: the
+	// host that was asked.
+	Endpoint string `yaml:"endpoint"`
+	// LocalNames are names for people, by language: zh-CN, en-US, ja.
+	LocalNames map[string]string `yaml:"local_names"`
+	// NoImports makes the region known, but not open for imports.
+	NoImports bool `yaml:"no_imports"`
+	// Formats are those that ImportImage accepts.
+	Formats    []string `yaml:"formats"`
+	SystemDisk GiBRange `yaml:"system_disk"`
+	DataDisk   GiBRange `yaml:"data_disk"`
+}
+
+// GiBRange is a range of sizes in GiB, both ends included.
+type GiBRange struct {
+	Min int64 `yaml:"min"`
+	Max int64 `yaml:"max"`
 }
 
 // Objects is where source objects are. Exactly one member is set, but Swift and S3
@@ -222,9 +256,7 @@ func Load(path string, getenv func(string) string) (*Config, error) {
 			return nil, fmt.Errorf("read configuration %s: %w", path, err)
 		}
 	}
-	for i := range cfg.Regions {
-		cfg.Regions[i].setDefaults()
-	}
+	cfg.SetDefaults()
 	var problems []error
 	for _, v := range Variables {
 		if s := getenv(v.Name); s != "" {
@@ -246,7 +278,25 @@ func Load(path string, getenv func(string) string) (*Config, error) {
 	return &cfg, nil
 }
 
+// SetDefaults fills in what the parts of c leave open. Load does so by itself.
+func (c *Config) SetDefaults() {
+	if a := c.Aliyun; a != nil {
+		a.RequestsPerSecond = cmp.Or(a.RequestsPerSecond, 50)
+		a.Burst = cmp.Or(a.Burst, 100)
+	}
+	for i := range c.Regions {
+		c.Regions[i].setDefaults()
+	}
+}
+
 func (r *Region) setDefaults() {
+	if a := r.Aliyun; a != nil {
+		if len(a.Formats) == 0 {
+			a.Formats = []string{"RAW", "VHD", "QCOW2"}
+		}
+		a.SystemDisk = cmp.Or(a.SystemDisk, GiBRange{5, 500})
+		a.DataDisk = cmp.Or(a.DataDisk, GiBRange{5, 1000})
+	}
 	if r.Images.TargetFormat == "" {
 		r.Images.TargetFormat = "raw"
 	}
@@ -297,6 +347,10 @@ func (c *Config) Validate() error {
 	for _, d := range w.Digests {
 		check(slices.Contains([]string{"md5", "sha256", "sha512"}, d), "worker.digests: %q is none of md5, sha256, sha512", d)
 	}
+	if a := c.Aliyun; a != nil {
+		check(a.AccountsFile != "", "aliyun.accounts_file is missing")
+		check(a.Burst >= 1, "aliyun.burst is below 1")
+	}
 	check(len(c.Regions) > 0, "regions: there is none")
 	ids, hosts := map[string]bool{}, map[string]bool{}
 	for i, r := range c.Regions {
@@ -308,6 +362,7 @@ func (c *Config) Validate() error {
 			check(!hosts[strings.ToLower(h)], "%s: host %s is used twice", at, h)
 			hosts[strings.ToLower(h)] = true
 		}
+		check(r.Aliyun == nil || c.Aliyun != nil, "%s: aliyun needs aliyun.accounts_file at the top level", at)
 		r.validate(at, check)
 	}
 	return errors.Join(problems...)
@@ -318,6 +373,9 @@ func (r *Region) validate(at string, check func(ok bool, format string, args ...
 		check(f.Profile == "gen3" || f.Profile == "classic", "%s: fjcloud.profile %q is neither gen3 nor classic", at, f.Profile)
 		check(f.ListScope == "domain" || f.ListScope == "project", "%s: fjcloud.list_scope %q is neither domain nor project", at, f.ListScope)
 		check((f.TokensFile == "") == (r.Keystone != nil), "%s: needs either keystone or fjcloud.tokens_file", at)
+	}
+	if a := r.Aliyun; a != nil {
+		a.validate(at, check)
 	}
 	if k := r.Keystone; k != nil {
 		k.validate(at, check)
@@ -342,6 +400,18 @@ func (r *Region) validate(at string, check func(ok bool, format string, args ...
 	check(r.Images.Glance == nil || r.Keystone != nil, "%s: images.glance needs keystone", at)
 	check(r.Images.TargetFormat == "raw" || r.Images.TargetFormat == "qcow2", "%s: images.target_format %q is neither raw nor qcow2", at, r.Images.TargetFormat)
 	check(r.MaxDisk >= 0, "%s: max_disk is negative", at)
+}
+
+func (a *AliyunRegion) validate(at string, check func(ok bool, format string, args ...any)) {
+	for _, f := range a.Formats {
+		check(slices.Contains([]string{"RAW", "VHD", "QCOW2", "VMDK", "VHDX", "VDI"}, f), "%s: aliyun.formats: %q is none of RAW, VHD, QCOW2, VMDK, VHDX, VDI", at, f)
+	}
+	for l := range a.LocalNames {
+		check(slices.Contains([]string{"zh-CN", "en-US", "ja"}, l), "%s: aliyun.local_names: %q is none of zh-CN, en-US, ja", at, l)
+	}
+	for name, r := range map[string]GiBRange{"system_disk": a.SystemDisk, "data_disk": a.DataDisk} {
+		check(1 <= r.Min && r.Min <= r.Max && r.Max <= 65536, "%s: aliyun.%s is no range of sizes from 1 to 65536 GiB", at, name)
+	}
 }
 
 func (k *Keystone) validate(at string, check func(ok bool, format string, args ...any)) {

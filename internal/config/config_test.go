@@ -36,6 +36,12 @@ func TestExampleIsValid(t *testing.T) {
 	if r := cfg.Regions[0]; r.Objects.S3.BucketPrefix != "{project}-" || r.FJcloud.ListScope != "domain" {
 		t.Errorf("region %+v", r)
 	}
+	if a := cfg.Aliyun; a.RequestsPerSecond != 50 || a.Burst != 100 {
+		t.Errorf("aliyun %+v", a)
+	}
+	if a := cfg.Regions[1].Aliyun; a.SystemDisk != (GiBRange{5, 500}) || a.DataDisk != (GiBRange{5, 1000}) || len(a.Formats) != 3 || a.LocalNames["en-US"] == "" {
+		t.Errorf("region %+v", a)
+	}
 }
 
 func TestOpenStackExample(t *testing.T) {
@@ -179,6 +185,36 @@ func TestByteSize(t *testing.T) {
 		var b ByteSize
 		if err := b.UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q was taken for %d", text, b)
+		}
+	}
+}
+
+func TestAliyunRegion(t *testing.T) {
+	t.Parallel()
+	const stores = "    objects: {directory: {path: /o}}\n    images: {directory: {path: /i}}\n"
+	good := "aliyun: {accounts_file: /a}\nregions:\n  - id: cn-hangzhou\n    aliyun: {}\n" + stores
+	cfg, err := Load(write(t, good), none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+	for edit, problem := range map[[2]string]string{
+		{"aliyun: {accounts_file: /a}\n", ""}:                 "aliyun needs aliyun.accounts_file",
+		{"accounts_file: /a", ""}:                             "accounts_file is missing",
+		{"accounts_file: /a", "accounts_file: /a, burst: -1"}: "burst is below 1",
+		{"aliyun: {}", "aliyun: {formats: [raw]}"}:            `"raw" is none of RAW`,
+		{"aliyun: {}", "aliyun: {local_names: {fr: x}}"}:      `"fr" is none of zh-CN`,
+		{"aliyun: {}", "aliyun: {system_disk: {min: 5}}"}:     "aliyun.system_disk is no range",
+		{"aliyun: {}", "aliyun: {data_disk: {max: 5}}"}:       "aliyun.data_disk is no range",
+	} {
+		cfg, err := Load(write(t, strings.Replace(good, edit[0], edit[1], 1)), none)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), problem) {
+			t.Errorf("%q: %v, want %q", edit, err, problem)
 		}
 	}
 }

@@ -285,7 +285,7 @@ func TestCancel(t *testing.T) {
 	const p = "vmimport:{default}:"
 	want := []string{
 		p + "attempts:" + string(id), p + "ended", p + "import:" + string(id),
-		p + "list:" + Region, p + "list:" + Region + ":" + w.stack.Credentials.ProjectID, p + "seq",
+		p + "list:" + Region + ":fjcloud", p + "list:" + Region + ":fjcloud:of:" + w.stack.Credentials.ProjectID, p + "seq",
 	}
 	if !slices.Equal(keys, want) {
 		t.Errorf("keys left %q, want %q", keys, want)

@@ -26,6 +26,12 @@ type Credentials struct {
 	ObjectsURL    string
 	Container     string
 	OperatorToken string
+
+	// Those of the ECS ImportImage API.
+	AliyunEndpoint               string
+	AccessKeyID, AccessKeySecret string
+	AliyunRegion                 string
+	newKey                       bool // made now
 }
 
 // reach fills in how to reach a service that listens on addr. A client on this
@@ -37,6 +43,7 @@ func (c *Credentials) reach(addr net.Addr) {
 	}
 	c.Endpoint, c.Region, c.Container = "http://"+net.JoinHostPort(host, port), Region, container
 	c.ObjectsURL = c.Endpoint + "/v2/AUTH_" + c.ProjectID
+	c.AliyunEndpoint, c.AliyunRegion = c.Endpoint, AliyunRegion
 }
 
 // variables pairs the fields with their names in the environment.
@@ -55,6 +62,10 @@ func (c *Credentials) variables() []struct {
 		{"VMIMPORT_OBJECTS_URL", &c.ObjectsURL},
 		{"VMIMPORT_CONTAINER", &c.Container},
 		{"VMIMPORT_OPERATOR_TOKEN", &c.OperatorToken},
+		{"ALIYUN_ENDPOINT", &c.AliyunEndpoint},
+		{"ALIYUN_ACCESS_KEY_ID", &c.AccessKeyID},
+		{"ALIYUN_ACCESS_KEY_SECRET", &c.AccessKeySecret},
+		{"ALIYUN_REGION", &c.AliyunRegion},
 	}
 }
 
@@ -70,7 +81,11 @@ func (c *Credentials) Getenv(name string) string {
 
 // loadCredentials reads those of an earlier run, or makes new ones.
 func loadCredentials(dir string) (*Credentials, error) {
-	c := &Credentials{Token: random(32), ProjectID: random(16), OperatorToken: random(32)}
+	c := &Credentials{
+		Token: random(32), ProjectID: random(16), OperatorToken: random(32),
+		AccessKeyID: "LTAI" + random(10), AccessKeySecret: random(15), newKey: true,
+	}
+	made := c.AccessKeyID
 	f, err := os.Open(filepath.Join(dir, credentialsFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil
@@ -94,28 +109,17 @@ func loadCredentials(dir string) (*Credentials, error) {
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("read credentials: %w", err)
 	}
+	c.newKey = c.AccessKeyID == made
 	return c, nil
 }
 
-// save replaces the file in one step; only the owner may read it.
+// save writes the file.
 func (c *Credentials) save(dir string) error {
 	var b strings.Builder
 	for _, v := range c.variables() {
 		fmt.Fprintf(&b, "%s=%s\n", v.name, *v.value)
 	}
-	tmp, err := os.CreateTemp(dir, "."+credentialsFile+"-*") // made with mode 0600
-	if err != nil {
-		return fmt.Errorf("write credentials: %w", err)
-	}
-	_, err = tmp.WriteString(b.String())
-	// Synced, since the owner of all imports must not change after a power failure.
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), filepath.Join(dir, credentialsFile))
-	}
-	if err != nil {
-		return errors.Join(fmt.Errorf("write credentials: %w", err), os.Remove(tmp.Name()))
-	}
-	return nil
+	return replace(filepath.Join(dir, credentialsFile), []byte(b.String()))
 }
 
 // random returns n random bytes in hex.

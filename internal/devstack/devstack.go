@@ -33,16 +33,18 @@ type Options struct {
 	//	objects/          source objects, a folder for each container
 	//	images/           imported images
 	//	redis/            records and queue
+	//	accounts.yaml     accounts of the ECS ImportImage API
 	//	credentials.env   how to reach the service
 	Data string
 	Log  zerolog.Logger
 }
 
-// The region, domain and container of standalone.
+// The regions of the two dialects, and the domain and container of standalone.
 const (
-	Region    = "jp-east-3"
-	domain    = "default"
-	container = "images"
+	Region       = "jp-east-3"
+	AliyunRegion = "cn-hangzhou"
+	domain       = "default"
+	container    = "images"
 )
 
 // Stack is a running service.
@@ -122,6 +124,9 @@ func (s *Stack) build(log zerolog.Logger) error {
 	if err := store.Sweep(c.ProjectID, time.Now()); err != nil {
 		return err
 	}
+	if err := saveAccounts(s.Data, c); err != nil {
+		return err
+	}
 	cfg := s.config()
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -140,6 +145,9 @@ func (s *Stack) config() *config.Config {
 	cfg.Redis = config.Redis{URL: s.redis.url, RequireDurable: s.redis.durable}
 	cfg.Worker.Scratch = filepath.Join(s.Data, "scratch")
 	cfg.Operator.Token = secret.New(s.Credentials.OperatorToken)
+	cfg.Aliyun = &config.Aliyun{AccountsFile: filepath.Join(s.Data, accountsFile), RequestsPerSecond: -1}
+	objects := config.Objects{Directory: &config.Directory{Path: s.objects()}}
+	images := config.Images{Directory: &config.Directory{Path: s.Images}, TargetFormat: "raw"}
 	cfg.Regions = []config.Region{{
 		ID: Region,
 		FJcloud: &config.FJcloud{
@@ -147,9 +155,18 @@ func (s *Stack) config() *config.Config {
 			Extensions: []string{".raw", ".img", ".vhd", ".vhdx", ".vdi", ".ova", ".gz"},
 			TokensFile: "(made by standalone)",
 		},
-		Objects: config.Objects{Directory: &config.Directory{Path: s.objects()}},
-		Images:  config.Images{Directory: &config.Directory{Path: s.Images}, TargetFormat: "raw"},
+		Objects: objects,
+		Images:  images,
+	}, {
+		ID: AliyunRegion,
+		Aliyun: &config.AliyunRegion{
+			LocalNames: map[string]string{"zh-CN": "华东 1（杭州）", "en-US": "China (Hangzhou)", "ja": "中国 (杭州)"},
+			Formats:    []string{"RAW", "VHD", "QCOW2", "VMDK", "VHDX", "VDI"},
+		},
+		Objects: objects,
+		Images:  images,
 	}}
+	cfg.SetDefaults()
 	return &cfg
 }
 

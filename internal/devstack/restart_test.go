@@ -38,7 +38,9 @@ func TestCredentials(t *testing.T) {
 	}
 	first, c := read(), w.stack.Credentials
 	want := fmt.Sprintf("VMIMPORT_ENDPOINT=%[1]s\nVMIMPORT_TOKEN=%[2]s\nVMIMPORT_PROJECT_ID=%[3]s\nVMIMPORT_REGION=jp-east-3\n"+
-		"VMIMPORT_OBJECTS_URL=%[1]s/v2/AUTH_%[3]s\nVMIMPORT_CONTAINER=images\nVMIMPORT_OPERATOR_TOKEN=%[4]s\n", c.Endpoint, c.Token, c.ProjectID, c.OperatorToken)
+		"VMIMPORT_OBJECTS_URL=%[1]s/v2/AUTH_%[3]s\nVMIMPORT_CONTAINER=images\nVMIMPORT_OPERATOR_TOKEN=%[4]s\n"+
+		"ALIYUN_ENDPOINT=%[1]s\nALIYUN_ACCESS_KEY_ID=%[5]s\nALIYUN_ACCESS_KEY_SECRET=%[6]s\nALIYUN_REGION=cn-hangzhou\n",
+		c.Endpoint, c.Token, c.ProjectID, c.OperatorToken, c.AccessKeyID, c.AccessKeySecret)
 	if first != want || !regexp.MustCompile(`^http://127\.0\.0\.1:[0-9]+$`).MatchString(c.Endpoint) {
 		t.Errorf("%q, want %q", first, want)
 	}

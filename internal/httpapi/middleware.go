@@ -74,8 +74,8 @@ func (f *frontend) logRequest(c echo.Context, err error, cut bool, took time.Dur
 	if e, ok := errors.AsType[*fault.Error](err); ok {
 		line = line.Str("fault", e.Code)
 	}
-	if f.region != "" {
-		line = line.Str("region", f.region)
+	if f.region.Dialect != nil && f.owners[c.Path()] == f.region.Dialect {
+		line = line.Str("region", f.region.ID)
 	}
 	line.Str("method", method(c)).
 		Str("route", route(c)).

@@ -58,6 +58,8 @@ type Check struct {
 type Options struct {
 	// FJcloud lists the regions. The first also answers for unknown hosts.
 	FJcloud []Region
+	// Aliyun is served under every host, since its requests name their region.
+	Aliyun Dialect
 	// Objects is the object store's API, for standalone. Its requests may be of
 	// any length and last as long as bytes keep coming.
 	Objects Dialect
@@ -129,11 +131,12 @@ func New(opts Options) *Server {
 func (s *Server) front(region Region) *echo.Echo {
 	e := echo.New()
 	e.IPExtractor = clientAddress(s.opts.TrustedProxies)
-	f := &frontend{Server: s, region: region.ID, owners: map[string]Dialect{}}
+	f := &frontend{Server: s, region: region, owners: map[string]Dialect{}}
 	e.Use(f.observe, f.bound)
 	e.HTTPErrorHandler = f.writeError
 	f.mountOperations(e)
 	f.mount(e, region.Dialect)
+	f.mount(e, s.opts.Aliyun)
 	f.mount(e, s.opts.Objects)
 	return e
 }
@@ -141,7 +144,7 @@ func (s *Server) front(region Region) *echo.Echo {
 // frontend is the middleware's view of one region.
 type frontend struct {
 	*Server
-	region string
+	region Region
 	owners map[string]Dialect // by route template
 }
 

@@ -30,7 +30,7 @@ type layer struct {
 
 var (
 	leaves    = []string{"internal/fault", "internal/secret"}
-	contracts = []string{"tasks", "storage", "imageapi", "internal/diskimage", "internal/auth"}
+	contracts = []string{"tasks", "storage", "imageapi", "internal/diskimage", "internal/auth", "internal/auth/ram", "internal/auth/aliyunsig"}
 	formats   = []string{
 		"internal/diskimage/gz", "internal/diskimage/ova", "internal/diskimage/qcow2", "internal/diskimage/vdi",
 		"internal/diskimage/vhd", "internal/diskimage/vhdx", "internal/diskimage/vmdk",
@@ -68,12 +68,14 @@ var layers = []layer{
 	{name: "adapter of imageapi", packages: []string{"imageapi/dirimages"}, may: leavesAnd("imageapi")},
 	{name: "adapter of imageapi", packages: []string{"imageapi/glance"}, may: leavesAnd("imageapi", "internal/openstack")},
 	{name: "adapter of auth", packages: []string{"internal/auth/localtokens"}, may: leavesAnd("internal/auth")},
+	{name: "adapter of auth", packages: []string{"internal/auth/ramfile"}, may: leavesAnd("internal/auth/ram")},
+	{name: "adapter of auth", packages: []string{"internal/auth/nonces"}, may: leavesAnd("internal/auth/aliyunsig")},
 	{name: "adapter of auth", packages: []string{"internal/auth/keystone"}, may: leavesAnd("internal/auth", "internal/openstack")},
 
 	{name: "flow", packages: []string{"tasks/pipeline"},
 		may: leavesAnd(slices.Concat(contracts, []string{"internal/diskimage/formats", "internal/diskimage/decode", "internal/diskimage/qcow2"})...),
 		why: "it reads any format, and writes QCOW2"},
-	{name: "flow", packages: []string{"internal/httpapi/fjcloud", "internal/httpapi/objects"}, may: leavesAnd(contracts...)},
+	{name: "flow", packages: []string{"internal/httpapi/fjcloud", "internal/httpapi/aliyun", "internal/httpapi/objects"}, may: leavesAnd(contracts...)},
 	{name: "flow", packages: []string{"internal/httpapi"}, may: leavesAnd("."),
 		why: "it serves openapi.yaml; dialects come to it as an interface"},
 	{name: "flow", packages: []string{"internal/client"}, may: leavesAnd("tasks"),
@@ -101,7 +103,7 @@ var libraries = []library{
 	{path: "github.com/labstack/echo/v4", in: []string{"internal/httpapi/..."}, why: "HTTP ends at the dialects"},
 	{path: "github.com/hibiken/asynq", in: []string{"tasks/queue"}, why: "the record is the truth; the queue can be replaced"},
 	{path: "github.com/hibiken/asynqmon", in: []string{"internal/app"}, why: "a handler to mount"},
-	{path: "github.com/redis/go-redis/v9", in: []string{"tasks/redisstore", "tasks/queue", "internal/app", "internal/devstack", "internal/testenv", "internal/clustertest"},
+	{path: "github.com/redis/go-redis/v9", in: []string{"tasks/redisstore", "tasks/queue", "internal/auth/nonces", "internal/app", "internal/devstack", "internal/testenv", "internal/clustertest"}, tests: true,
 		why: "app opens the connections that store and queue share; devstack and the tests of whole processes look after the servers that they start"},
 	{path: "github.com/minio/minio-go/v7", in: []string{"storage/s3store", "internal/clustertest", "internal/testenv/openstack", "internal/openstacktest"},
 		why: "an object store is storage.Store to all others; in these tests it is the customer who fills it"},
@@ -110,13 +112,14 @@ var libraries = []library{
 	{path: "github.com/alicebob/miniredis/v2", in: []string{"internal/devstack"}, tests: true, why: "standalone without redis-server"},
 	{path: "github.com/spf13/cobra", in: []string{"internal/cli", "cmd/vmimport"}, tests: true, why: "the command line"},
 	{path: "github.com/spf13/pflag", in: []string{"internal/cli"}, why: "flags of cobra's commands"},
-	{path: "github.com/goccy/go-yaml", in: []string{"internal/config", "internal/app", "internal/auth/localtokens"}, tests: true,
+	{path: "github.com/goccy/go-yaml", in: []string{"internal/config", "internal/app", "internal/auth/localtokens", "internal/auth/ramfile"}, tests: true,
 		why: "files that operators write; app prints the configuration"},
 	{path: "github.com/prometheus/client_golang", in: []string{"internal/app", "internal/httpapi"}, tests: true,
 		why: "flows are observed through interfaces"},
 	{path: "github.com/rs/zerolog", in: []string{"tasks/queue", "tasks/pipeline", "internal/httpapi/...", "internal/app", "internal/devstack"}, tests: true,
 		why: "adapters return their errors; who handles them logs them, once"},
-	{path: "github.com/google/uuid", in: []string{"tasks/redisstore", "tasks/pipeline", "imageapi/glance", "internal/httpapi/..."}, tests: true, why: "who makes or reads ids"},
+	{path: "github.com/google/uuid", in: []string{"tasks/redisstore", "tasks/pipeline", "imageapi/glance", "internal/httpapi/...", "internal/app"}, tests: true, why: "who makes or reads ids"},
+	{path: "golang.org/x/time", in: []string{"internal/httpapi/aliyun"}, tests: true, why: "what an account may ask"},
 	{path: "golang.org/x/sync", in: []string{"internal/app", "internal/devstack", "internal/cli"}, tests: true, why: "who runs several things that end together"},
 	{path: "golang.org/x/sys", in: []string{"storage/dirstore", "imageapi/dirimages", "internal/devstack", "internal/cli", "internal/scratch"}, tests: true,
 		why: "files, locks and terminals, as the kernel has them"},
@@ -124,9 +127,9 @@ var libraries = []library{
 	{path: "github.com/klauspost/compress", in: []string{"internal/diskimage/gz", "internal/diskimage/qcow2"}, tests: true,
 		why: "what images are packed with, besides DEFLATE in one piece"},
 
+	{path: "github.com/aliyun/alibaba-cloud-sdk-go", tests: true},
 	{path: "github.com/getkin/kin-openapi", tests: true},
 	{path: "github.com/rogpeppe/go-internal", tests: true},
-	{path: "golang.org/x/time", tests: true},
 	{path: "go.uber.org/goleak", tests: true},
 }
 

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"vmimport/internal/testenv"
 	"vmimport/tasks"
 )
 
@@ -277,4 +278,75 @@ func TestFindFarDown(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Ten thousand records are paged through without gap or overlap, and the last page costs
+// what the first does.
+func TestFindAmongTenThousand(t *testing.T) {
+	t.Parallel()
+	const records, page = 10_000, 100
+	ctx := t.Context()
+	s := New(testenv.StartRedis(t).Client(), Options{Retention: keep})
+	scope := scopeOf(newImage("a", ""))
+	scope.Project = ""
+	next := make(chan int)
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			for i := range next {
+				spec := newImage("a", fmt.Sprint("web", i))
+				if _, _, err := s.Create(ctx, spec, tasks.Limits{}); err != nil {
+					t.Error(err)
+				}
+				if i%10 != 0 { // most are canceled, the others wait
+					if _, err := s.Cancel(ctx, scope, spec.ID); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	for i := range records {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+
+	for what, q := range map[string]tasks.Query{
+		"tasks":      {},
+		"images":     {Images: true},
+		"one phase":  {Images: true, Phases: []tasks.Phase{tasks.PhaseCanceled}},
+		"two phases": {Phases: []tasks.Phase{tasks.PhaseCanceled, tasks.PhaseWaiting}},
+	} {
+		want := records
+		if len(q.Phases) == 1 {
+			want = records * 9 / 10
+		}
+		seen := map[tasks.ID]bool{}
+		var took []time.Duration
+		for q.Start, q.Limit = 0, page; q.Start < want; q.Start += page {
+			began := time.Now()
+			found, total, err := s.Find(ctx, scope, q)
+			took = append(took, time.Since(began))
+			if err != nil || total != want || len(found) != page {
+				t.Fatalf("%s from %d: %d of %d, %v", what, q.Start, len(found), total, err)
+			}
+			for _, imp := range found {
+				seen[imp.ID] = true
+			}
+		}
+		if len(seen) != want {
+			t.Errorf("%s: %d of %d", what, len(seen), want)
+		}
+		first, last := median(took[:20]), median(took[len(took)-20:])
+		t.Logf("%s: the first pages take %v, the last %v", what, first, last)
+		if last > 4*first { // reading through would take a hundred times as long
+			t.Errorf("%s: the first pages take %v, the last %v", what, first, last)
+		}
+	}
+}
+
+func median(d []time.Duration) time.Duration {
+	d = slices.Sorted(slices.Values(d))
+	return d[len(d)/2]
 }
