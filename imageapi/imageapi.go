@@ -28,8 +28,11 @@ type Spec struct {
 	Disks     int    // how many there will be, for Accepts; 0: not known
 	OSType    string
 	CreatedAt time.Time
-	// Properties are further facts to keep with the image.
+	// Properties are further facts of ours to keep with the image.
 	Properties map[string]string
+	// WellKnown are properties that mean something to a cloud, by the names that Glance
+	// has for them, such as hw_firmware_type.
+	WellKnown map[string]string
 }
 
 // DiskFacts is what is known of a disk once it is complete.

@@ -87,7 +87,8 @@ type Spec struct {
 	OSType       string `json:"os_type,omitempty"`
 	TargetFormat string `json:"target_format"`
 	Disks        []Disk `json:"disks"`
-	// Properties are further facts for the image service to keep with the image.
+	// Properties are for the image service to keep with the image, by the names that Glance
+	// has for what they say, such as hw_firmware_type.
 	Properties map[string]string `json:"properties,omitempty"`
 
 	// Details is the dialect's own, kept for its answers and read by no one else.

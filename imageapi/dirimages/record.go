@@ -36,8 +36,10 @@ const glanceTime = "2006-01-02T15:04:05Z"
 // os_hash_value) is left out: the hashes that were checked are the source's.
 func newRecord(spec imageapi.Spec, sizes []int64, disks []imageapi.DiskFacts, now time.Time) map[string]any {
 	rec := make(map[string]any)
-	for k, v := range spec.Properties {
-		rec[k] = v
+	for _, properties := range []map[string]string{spec.WellKnown, spec.Properties} {
+		for k, v := range properties {
+			rec[k] = v
+		}
 	}
 	for i, d := range disks {
 		prefix := propertyPrefix + "disk_" + strconv.Itoa(i+1) + "_"

@@ -92,6 +92,12 @@ func (s *Images) shutOutEarlier(ctx context.Context, dir string, attempt int64) 
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // another removed the parent, which was empty, under us
 			}
+			if errors.Is(err, fs.ErrExist) {
+				// It was there, and was moved away before MkdirAll had looked what it is.
+				if info, statErr := s.root.Lstat(own); missing(statErr) || statErr == nil && info.IsDir() {
+					continue
+				}
+			}
 			if err != nil {
 				return w, failure("begin attempt", err)
 			}

@@ -1,6 +1,7 @@
 package glance
 
 import (
+	"maps"
 	"strconv"
 	"time"
 
@@ -94,7 +95,9 @@ func creation(spec imageapi.Spec) images.CreateOpts {
 
 // properties are those of an image that is being made.
 func properties(spec imageapi.Spec) map[string]string {
-	p := map[string]string{propImport: spec.ImportID, propAttempt: strconv.FormatInt(spec.Attempt, 10)}
+	p := map[string]string{}
+	maps.Copy(p, spec.WellKnown)
+	p[propImport], p[propAttempt] = spec.ImportID, strconv.FormatInt(spec.Attempt, 10)
 	if spec.OSType != "" {
 		p[propOSType] = spec.OSType
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
@@ -40,6 +41,7 @@ type settings struct {
 	cacheTokens time.Duration
 	listScope   string
 	stallAfter  time.Duration
+	accounts    string // file of a second region, which has the ECS API
 }
 
 // installation is the service as it is shipped, in processes of its own, with a Redis.
@@ -127,16 +129,22 @@ func (in *installation) configure(path string, s settings) error {
 	if s.listScope != "" {
 		fjcloud["list_scope"] = s.listScope
 	}
-	b, err := yaml.Marshal(m{
+	stores := m{"keystone": keystone, "objects": m{"swift": swift}, "images": m{"glance": m{}}}
+	regions := []m{{"id": region, "fjcloud": fjcloud}}
+	maps.Copy(regions[0], stores)
+	cfg := m{
 		"redis":    m{"url": in.redis.URL(), "require_durable": true},
 		"listen":   "127.0.0.1:0",
 		"operator": m{"open_metrics": true},
 		"worker":   worker,
-		"regions": []m{{
-			"id": region, "fjcloud": fjcloud, "keystone": keystone,
-			"objects": m{"swift": swift}, "images": m{"glance": m{}},
-		}},
-	})
+	}
+	if s.accounts != "" {
+		cfg["aliyun"] = m{"accounts_file": s.accounts}
+		regions = append(regions, m{"id": aliyunRegion, "aliyun": m{}})
+		maps.Copy(regions[1], stores)
+	}
+	cfg["regions"] = regions
+	b, err := yaml.Marshal(cfg)
 	if err != nil {
 		return err
 	}

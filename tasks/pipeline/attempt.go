@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"runtime/debug"
 	"time"
@@ -171,14 +170,9 @@ func (a *attempt) imageSpec() imageapi.Spec {
 		MinDisk:    a.imp.MinDiskGiB,
 		OSType:     a.imp.OSType,
 		CreatedAt:  a.imp.RequestedAt,
-		Properties: a.properties(),
+		Properties: map[string]string{"vmimport_region": a.imp.Region, "vmimport_request_id": a.imp.RequestID},
+		WellKnown:  a.imp.Properties,
 	}
-}
-
-func (a *attempt) properties() map[string]string {
-	p := map[string]string{"vmimport_region": a.imp.Region, "vmimport_request_id": a.imp.RequestID}
-	maps.Copy(p, a.imp.Properties)
-	return p
 }
 
 // The end of an attempt is written even if the attempt's own context is over,

@@ -121,8 +121,5 @@ func (r *importRequest) properties() map[string]string {
 	if distro := distroOf(r.Platform); distro != "" {
 		properties["os_distro"] = distro
 	}
-	if r.Description != "" {
-		properties["description"] = r.Description
-	}
 	return properties
 }

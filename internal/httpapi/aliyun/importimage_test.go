@@ -108,7 +108,7 @@ func TestImportImageRecord(t *testing.T) {
 	if !slices.Equal(spec.Disks, wantDisks) {
 		t.Errorf("disks\n%+v, want\n%+v", spec.Disks, wantDisks)
 	}
-	wantProperties := map[string]string{"architecture": "aarch64", "hw_firmware_type": "uefi", "os_distro": "centos", "description": "two\nlines"}
+	wantProperties := map[string]string{"architecture": "aarch64", "hw_firmware_type": "uefi", "os_distro": "centos"}
 	if !maps.Equal(spec.Properties, wantProperties) {
 		t.Errorf("properties %v, want %v", spec.Properties, wantProperties)
 	}
