@@ -56,11 +56,12 @@ type fakeGlance struct {
 	over    chan struct{} // closed with the test: for handlers that hang
 
 	// before is called before a request is looked at; true: it has answered. amid is
-	// called between the reading and the writing of a change, and taking with how much of
-	// a body was read.
-	before func(w http.ResponseWriter, r *http.Request) bool
-	amid   func(id string)
-	taking func(r *http.Request, n int64)
+	// called between the reading and the writing of a change, starting between those of an
+	// upload's beginning, and taking with how much of a body was read.
+	before   func(w http.ResponseWriter, r *http.Request) bool
+	amid     func(id string)
+	starting func()
+	taking   func(r *http.Request, n int64)
 }
 
 // newFake starts a Glance and a Keystone that says where it is.
@@ -302,6 +303,9 @@ func (g *fakeGlance) upload(w http.ResponseWriter, r *http.Request, id string) {
 	case values["status"] != queued:
 		say(w, http.StatusConflict, fmt.Sprintf("Image status transition from %s to saving is not allowed", values["status"]))
 		return
+	}
+	if g.starting != nil {
+		g.starting()
 	}
 	values["status"] = saving
 	if !g.save(id, values, queued) {

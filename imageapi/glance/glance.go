@@ -14,8 +14,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
@@ -58,6 +60,9 @@ type Images struct {
 	cloud  *openstack.Cloud
 	client *http.Client
 	algo   atomic.Pointer[string] // by which Glance hashes, as far as is known
+
+	mu     sync.Mutex
+	broken map[string]time.Time // when an upload was broken off here, by image id
 }
 
 var _ imageapi.Images = (*Images)(nil)
@@ -74,7 +79,7 @@ func New(o Options) (*Images, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Images{opt: o, cloud: o.Cloud, client: client}
+	i := &Images{opt: o, cloud: o.Cloud, client: client, broken: map[string]time.Time{}}
 	i.algo.Store(new(defaultAlgo))
 	return i, nil
 }
@@ -233,14 +238,34 @@ func (i *Images) patience(spec imageapi.Spec) time.Duration {
 // looked at again after that.
 func (i *Images) settle() time.Duration { return i.opt.Patience / 8 }
 
+// brokeOff notes that an upload has ended before its end. Glance may have it for one that
+// is just beginning, for as long as settle.
+func (i *Images) brokeOff(imageID string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	maps.DeleteFunc(i.broken, func(_ string, at time.Time) bool { return time.Since(at) > i.settle() })
+	i.broken[imageID] = time.Now()
+}
+
+// settled is when an upload that was broken off here changes the image no more.
+func (i *Images) settled(imageID string) time.Time {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.broken[imageID].Add(i.settle())
+}
+
 // Remove implements imageapi.Images. An id that is to be kept is spent only if Glance
 // does not let go of an upload, or has stored all of it.
+//
+// An upload that was broken off at its beginning may be noticed by Glance after the image
+// was parked, and then undoes that, for it writes back what it had read. So for a while
+// the image is looked at again.
 func (i *Images) Remove(ctx context.Context, importID, imageID string) error {
 	own, err := i.cloud.ProjectID(ctx)
 	if err != nil {
 		return err
 	}
-	deadline := time.Now().Add(i.opt.Patience)
+	deadline, settled, parked := time.Now().Add(i.opt.Patience), i.settled(imageID), false
 	for {
 		r, err := i.show(ctx, imageID)
 		switch {
@@ -248,6 +273,11 @@ func (i *Images) Remove(ctx context.Context, importID, imageID string) error {
 			return nil
 		case err != nil:
 			return err
+		case parked && r.parked(own) && time.Now().Before(settled):
+			if err := again(ctx, nil, deadline, pollEvery); err != nil {
+				return err
+			}
+			continue
 		case r.Import != importID:
 			return nil
 		case r.Protected && !r.unpublished(own): // its owner has decided that it stays
@@ -259,10 +289,11 @@ func (i *Images) Remove(ctx context.Context, importID, imageID string) error {
 			err = errMoved // or will be: Glance notices the end of the upload
 		case keep && r.Status == queued:
 			err = i.update(ctx, "park image id", r, parking(r))
+			parked = err == nil
 		default:
 			err = i.delete(ctx, r)
 		}
-		if err == nil {
+		if err == nil && !(parked && time.Now().Before(settled)) {
 			return nil
 		}
 		if err := again(ctx, err, deadline, pollEvery); err != nil {

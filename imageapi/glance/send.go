@@ -96,11 +96,13 @@ func (s *sending) wait(ctx context.Context) error {
 	}
 }
 
-// stop ends the request, and returns when it has ended.
-func (s *sending) stop() {
+// stop ends the request, and returns when it has ended, and whether it was broken off: it
+// had no answer.
+func (s *sending) stop() (broken bool) {
 	s.detach()
 	s.abort(errAbandoned)
 	<-s.done
+	return s.err != nil && statusOf(s.err) == 0
 }
 
 // watched is a body whose reader has only so much time between two reads, and after

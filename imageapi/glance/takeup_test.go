@@ -183,6 +183,41 @@ func TestParkedIDForTwo(t *testing.T) {
 	r.wantPublished(specs[won], noise(1000, uint64(won)))
 }
 
+// An upload is broken off when Glance has only read the image, and not begun to save. It
+// goes on with that after the image was parked, and undoes it.
+func TestParkingBesideUpload(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, Options{Patience: 4 * time.Second})
+	u := r.begin(r.spec)
+	w := r.disk(u, 1<<20)
+	started, seen := make(chan struct{}), make(chan struct{})
+	r.glance.starting = func() {
+		close(started)
+		<-seen
+	}
+	if _, err := w.WriteAt(noise(1<<19, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	<-started
+	if err := u.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var once sync.Once
+	r.glance.hook(func(_ http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet && r.glance.read(r.spec.ImageID)[propParked] != nil {
+			once.Do(func() { close(seen) })
+		}
+		return false
+	})
+	r.remove()
+	once.Do(func() { close(seen) })
+	r.glance.uploads.Wait()
+	if values := r.glance.read(r.spec.ImageID); values[propParked] != yes || values[propImport] != nil || values["status"] != queued {
+		t.Errorf("the image is %v", values)
+	}
+	r.wantAsked("PATCH", 2)
+}
+
 // An upload of an earlier attempt begins between the two halves of the change by which
 // the later one takes the image up. Glance then has it for queued.
 func TestTakeUpBesideUpload(t *testing.T) {

@@ -269,8 +269,8 @@ func (d *disk) answer(ctx context.Context) error {
 }
 
 func (d *disk) abandon() {
-	if d.sending != nil {
-		d.sending.stop()
+	if d.sending != nil && d.sending.stop() {
+		d.upload.images.brokeOff(d.upload.spec.ImageID)
 	}
 	d.complete = true
 }
