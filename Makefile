@@ -68,7 +68,7 @@ SDK := internal/aliyuntest/node
 deps-node: ## Install Node.js and the packages for it that the tests need, or say which are missing
 	$(call need,nodejs:node npm:npm)
 	@if ! cmp -s $(SDK)/package-lock.json $(SDK)/node_modules/.installed; then \
-		npm ci --prefix $(SDK) --no-audit --no-fund && cp $(SDK)/package-lock.json $(SDK)/node_modules/.installed; \
+		npm ci --prefix $(SDK) --ignore-scripts --no-audit --no-fund && cp $(SDK)/package-lock.json $(SDK)/node_modules/.installed; \
 	fi
 
 # The libraries only: the packages of the services would set up servers of their own.

@@ -240,7 +240,7 @@ func TestImports(t *testing.T) {
 		}
 		if d.IsDir() {
 			// What the go command passes over, and the modules of tools.
-			if rel != "." && strings.ContainsAny(d.Name()[:1], "._") || d.Name() == "testdata" || rel == "tools" {
+			if rel != "." && strings.ContainsAny(d.Name()[:1], "._") || d.Name() == "testdata" || d.Name() == "node_modules" || rel == "tools" {
 				return fs.SkipDir
 			}
 			return nil
