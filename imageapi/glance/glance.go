@@ -238,8 +238,32 @@ func (i *Images) patience(spec imageapi.Spec) time.Duration {
 // looked at again after that.
 func (i *Images) settle() time.Duration { return i.opt.Patience / 8 }
 
-// brokeOff notes that an upload has ended before its end. Glance may have it for one that
-// is just beginning, for as long as settle.
+// hasBegun waits until Glance has begun with an upload, and says whether it has. An upload
+// that is broken off before that changes the image later, when nobody looks for it. One
+// that another attempt has taken the image from is not waited for: it must end.
+func (i *Images) hasBegun(s *sending, spec imageapi.Spec) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), i.opt.Patience)
+	defer cancel()
+	for {
+		r, err := i.show(ctx, spec.ImageID)
+		switch {
+		case err != nil || r.Import != spec.ImportID || r.attempt() != spec.Attempt:
+			return false
+		case r.Status != queued:
+			return true
+		}
+		select {
+		case <-s.done:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// brokeOff notes that an upload was broken off that Glance had not begun with. It may
+// do so still, for as long as settle.
 func (i *Images) brokeOff(imageID string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -257,9 +281,9 @@ func (i *Images) settled(imageID string) time.Time {
 // Remove implements imageapi.Images. An id that is to be kept is spent only if Glance
 // does not let go of an upload, or has stored all of it.
 //
-// An upload that was broken off at its beginning may be noticed by Glance after the image
-// was parked, and then undoes that, for it writes back what it had read. So for a while
-// the image is looked at again.
+// An upload that Glance begins with after the image was parked undoes that: it writes back
+// what it had read before. Uploads are broken off when they have begun, and where that
+// could not be waited for, the image is looked at again for a while.
 func (i *Images) Remove(ctx context.Context, importID, imageID string) error {
 	own, err := i.cloud.ProjectID(ctx)
 	if err != nil {

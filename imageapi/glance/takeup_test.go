@@ -183,8 +183,40 @@ func TestParkedIDForTwo(t *testing.T) {
 	r.wantPublished(specs[won], noise(1000, uint64(won)))
 }
 
-// An upload is broken off when Glance has only read the image, and not begun to save. It
-// goes on with that after the image was parked, and undoes it.
+// An upload is to be broken off when Glance has only read the image, and not begun to
+// save. That is waited for, so that it cannot undo what comes after.
+func TestBrokenOffAtTheBeginning(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, Options{Patience: time.Minute})
+	u := r.begin(r.spec)
+	started, looked := make(chan struct{}), make(chan struct{})
+	r.glance.starting = func() {
+		close(started)
+		<-looked
+	}
+	if _, err := r.disk(u, 1<<20).WriteAt(noise(1<<19, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	<-started
+	var once sync.Once
+	r.glance.hook(func(_ http.ResponseWriter, req *http.Request) bool {
+		if req.Method == http.MethodGet {
+			once.Do(func() { close(looked) })
+		}
+		return false
+	})
+	if err := u.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.remove()
+	r.glance.uploads.Wait()
+	if values := r.glance.read(r.spec.ImageID); values[propParked] != yes || values["status"] != queued {
+		t.Errorf("the image is %v", values)
+	}
+	r.wantAsked("PATCH", 1)
+}
+
+// Glance is too slow for that, and goes on with the upload when the image was parked.
 func TestParkingBesideUpload(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, Options{Patience: 4 * time.Second})

@@ -269,8 +269,12 @@ func (d *disk) answer(ctx context.Context) error {
 }
 
 func (d *disk) abandon() {
-	if d.sending != nil && d.sending.stop() {
-		d.upload.images.brokeOff(d.upload.spec.ImageID)
+	if d.sending != nil {
+		// An id that nobody asked for is not needed again: see Remove.
+		begun := !d.upload.spec.KeepID || d.upload.images.hasBegun(d.sending, d.upload.spec)
+		if broken := d.sending.stop(); broken && !begun {
+			d.upload.images.brokeOff(d.upload.spec.ImageID)
+		}
 	}
 	d.complete = true
 }

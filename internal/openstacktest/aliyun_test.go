@@ -2,7 +2,6 @@ package openstacktest
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"encoding/json"
 	"io"
@@ -77,22 +76,6 @@ func (in *installation) rpc(action string, answer any, params ...string) (code s
 	return refused.Code
 }
 
-// until asks for something again and again, as clients of this API do.
-func (in *installation) until(what string, ok func() bool) {
-	in.t.Helper()
-	ctx, cancel := context.WithTimeout(in.t.Context(), time.Minute)
-	defer cancel()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			in.t.Fatalf("waited a minute for: %s", what)
-		}
-	}
-}
-
 // The ImportImage API works on Swift and Glance as well: an image gets an id of Glance's and
 // the customer's project as its owner, and is gone from Glance after it was deleted.
 func TestAliyun(t *testing.T) {
@@ -125,7 +108,7 @@ func TestAliyun(t *testing.T) {
 		}
 		return list.Images.Image[0].Status
 	}
-	in.until("the image", func() bool { return status() == "Available" })
+	until(t, "the image", func() bool { return status() == "Available" })
 
 	images := imagesOf(t, tasks.ID(accepted.TaskId))
 	if len(images) != 1 {
@@ -147,7 +130,7 @@ func TestAliyun(t *testing.T) {
 	if code := in.rpc("DeleteImage", nil, "ImageId", accepted.ImageId); code != "" {
 		t.Fatal(code)
 	}
-	in.until("the removal", func() bool {
+	until(t, "the removal", func() bool {
 		return in.rpc("DeleteImage", nil, "ImageId", accepted.ImageId) == "InvalidImageId.NotFound"
 	})
 	if left := imagesOf(t, tasks.ID(accepted.TaskId)); len(left) > 0 || stored(t, id) >= 0 {

@@ -286,6 +286,7 @@ func beginStuck(t *testing.T) *stuck {
 	if err != nil {
 		t.Fatal(err)
 	}
+	until(t, "the upload to begin", func() bool { return show(t, s.spec.ImageID)["status"] == "saving" })
 	return s
 }
 

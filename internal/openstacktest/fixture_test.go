@@ -404,6 +404,22 @@ func wantNothing(t testing.TB, imp *client.Import, parked bool) {
 	}
 }
 
+// until asks again and again.
+func until(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("waited a minute for: %s", what)
+		}
+	}
+}
+
 // together runs tests at the same time, however few cores there are: they wait for
 // clocks rather than for cores.
 func together(t *testing.T, tests map[string]func(*testing.T)) {

@@ -59,7 +59,7 @@ func TestMinimalRoles(t *testing.T) {
 		t.Errorf("Open in another's account: %v", err)
 	}
 
-	images, err := glance.New(glance.Options{Cloud: as, Patience: 5 * time.Second})
+	images, err := glance.New(glance.Options{Cloud: as, Patience: 15 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
