@@ -27,7 +27,7 @@ var (
 
 // Limits bound what a tenant may have. Zero means no bound.
 type Limits struct {
-	Unfinished int // imports in a state that is not final
+	Unfinished int // imports in a state that is not final, and images being removed
 	Quota
 }
 
@@ -114,9 +114,9 @@ type Progress struct {
 // All methods but Claim write under held and return ErrFenced, having changed
 // nothing, if another claim came after it or the record is gone.
 type Claims interface {
-	// Claim takes a Queued import that is due, or nobody holds and something of which
-	// is to be removed: a Cancelling one, or a deleted image. It does so under a new epoch, for the length of lease. ErrNotClaimable: there
-	// is nothing to do.
+	// Claim takes an import that nobody holds, under a new epoch and for the length of
+	// lease: a Queued one that is due, or one of which something is to be removed, as it
+	// is Cancelling or its image was deleted. ErrNotClaimable: there is nothing to do.
 	Claim(ctx context.Context, ref Ref, worker string, lease time.Duration) (*Claimed, error)
 
 	// Beat extends the claim by lease from now, stores p, and returns the state:
@@ -159,8 +159,9 @@ type Claims interface {
 
 	// Release gives the claim back: a Processing import is Queued again, to be
 	// dispatched after pause. OutcomeRetry and OutcomeLeftovers count as a
-	// setback. A Cancelling import stays so if the outcome is OutcomeLeftovers, and so
-	// does one with a deleted image; for any other one Release returns ErrCancelCameFirst and changes nothing.
+	// setback. An import that is Cancelling, or whose image was deleted, stays what it is
+	// if the outcome is OutcomeLeftovers; for any other one Release returns
+	// ErrCancelCameFirst and changes nothing.
 	Release(ctx context.Context, held Held, pause time.Duration, attempt Attempt) error
 }
 

@@ -128,10 +128,11 @@ func TestTwoDisks(t *testing.T) {
 		ImageId: made.ImageId, ImageName: r.ImageName, Description: r.Description, OSType: "linux", Platform: "CentOS", Architecture: "x86_64", BootMode: "UEFI",
 		Status: "Available", Progress: "100%", Size: 40, CreationTime: image.CreationTime, ImageOwnerAlias: "self", Usage: "none", ResourceGroupId: "rg-blue",
 		DiskDeviceMappings: ecs.DiskDeviceMappingsInDescribeImageFromFamily{DiskDeviceMapping: []ecs.DiskDeviceMapping{
-			{Type: "system", Device: "/dev/xvda", Format: "RAW", Size: "40", Progress: "100%", ImportOSSBucket: bucket, ImportOSSObject: "dir/system disk+1.raw"},
+			{Type: "system", Device: "/dev/xvda", Format: "raw", Size: "40", Progress: "100%", ImportOSSBucket: bucket, ImportOSSObject: "dir/system disk+1.raw"},
 			{Type: "data", Device: "/dev/xvdb", Format: "QCOW2", Size: "5", Progress: "100%", ImportOSSBucket: bucket, ImportOSSObject: "data.qcow2"},
 		}},
 		Tags: ecs.TagsInDescribeImageFromFamily{Tag: []ecs.Tag{{TagKey: "env", TagValue: "prod"}, {TagKey: "空 白"}}},
+		Features: ecs.Features{NvmeSupport: "supported", ImdsSupport: "v2"},
 	}
 	image.IsSelfShared = want.IsSelfShared // either is fine
 	if !reflect.DeepEqual(*image, want) {
@@ -159,7 +160,7 @@ func tasksOf(t *testing.T, c *client, made *ecs.ImportImageResponse) {
 		for _, item := range op.RelatedItemSet.RelatedItem {
 			items[item.Name] = item.Value
 		}
-		want := map[string]string{"OSSBucket": bucket, "OSSObject": object, "ImageFormat": []string{"RAW", "QCOW2"}[i], "ImageId": made.ImageId}
+		want := map[string]string{"OSSBucket": bucket, "OSSObject": object, "ImageFormat": []string{"raw", "QCOW2"}[i], "ImageId": made.ImageId}
 		if op.OperationStatus != "Success" || op.ErrorCode != "" || op.ErrorMsg != "" || !reflect.DeepEqual(items, want) {
 			t.Errorf("disk %d: %+v", i+1, op)
 		}

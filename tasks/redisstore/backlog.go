@@ -298,7 +298,7 @@ func (s *Store) attend(ctx context.Context, tenant tasks.Tenant, seen float64, n
 	return nil
 }
 
-// score formats a time as a script takes it.
+// score formats a score, such as a time, as scripts take it.
 func score(ms float64) string { return strconv.FormatFloat(ms, 'f', -1, 64) }
 
 // dueBy selects members scored up to t, at most n of them; n 0 is all.

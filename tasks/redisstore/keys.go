@@ -12,7 +12,7 @@ import (
 // Keys that belong to no tenant.
 const (
 	// tenantsKey (ZSET) holds the tenants that may need the dispatcher, scored
-	// by when: the time of the last announcement (Create, Cancel), in Unix
+	// by when: the time of the last announcement (Create, Cancel, DeleteImage), in Unix
 	// milliseconds, until nothing is unfinished, then the time when the next
 	// record is purged.
 	tenantsKey = "vmimport:tenants"

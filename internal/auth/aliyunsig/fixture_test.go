@@ -111,7 +111,7 @@ func check(t testing.TB, v *aliyunsig.Verifier, req *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return v.Verify(t.Context(), q)
+	return v.Verify(t.Context(), q, nil)
 }
 
 func wantRefusal(t testing.TB, err error, status int, code string) *aliyunsig.Refusal {

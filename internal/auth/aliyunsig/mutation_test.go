@@ -35,7 +35,7 @@ func TestMutations(t *testing.T) {
 			}
 			q, err := m.parse()
 			if err == nil {
-				err = verifier(&memory{}).Verify(t.Context(), q)
+				err = verifier(&memory{}).Verify(t.Context(), q, nil)
 			}
 			if err != nil {
 				continue
@@ -72,7 +72,7 @@ func signed(t *testing.T, s scheme) (all []message) {
 				t.Fatal(err)
 			}
 			m := message{req.Method, req.Host, req.URL.RawQuery, string(sent), req.Header}
-			if q, err := m.parse(); err != nil || verifier(&memory{}).Verify(t.Context(), q) != nil {
+			if q, err := m.parse(); err != nil || verifier(&memory{}).Verify(t.Context(), q, nil) != nil {
 				t.Fatalf("%+v is not correct: %v", m, err)
 			}
 			all = append(all, m)

@@ -296,7 +296,7 @@ func TestACS3SignsMore(t *testing.T) {
 	if err != nil || q.Scheme != aliyunsig.ACS3 || q.Action != "DescribeImages" || q.Version != "2014-05-26" || q.Params["Format"] != "XML" {
 		t.Fatalf("%+v, %v", q, err)
 	}
-	if err := verifier(&memory{}).Verify(t.Context(), q); err != nil {
+	if err := verifier(&memory{}).Verify(t.Context(), q, nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -71,7 +71,7 @@ func TestACS3Vectors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := wantRefusal(t, knowing("another", q.Time).Verify(t.Context(), q), 400, "SignatureDoesNotMatch")
+		r := wantRefusal(t, knowing("another", q.Time).Verify(t.Context(), q, nil), 400, "SignatureDoesNotMatch")
 		if !strings.HasSuffix(r.Message, "server string to sign is:ACS3-HMAC-SHA256\n7ea06492da5221eba5297e897ce16e55f964061054b7695beedaac1145b1e259") {
 			t.Errorf("message %q", r.Message)
 		}
@@ -110,9 +110,9 @@ func verifyVector(t *testing.T, req *http.Request, text string) *aliyunsig.Reque
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := knowing(text, q.Time).Verify(t.Context(), q); err != nil {
+	if err := knowing(text, q.Time).Verify(t.Context(), q, nil); err != nil {
 		t.Error(err)
 	}
-	wantRefusal(t, knowing(text+"x", q.Time).Verify(t.Context(), q), 400, "SignatureDoesNotMatch")
+	wantRefusal(t, knowing(text+"x", q.Time).Verify(t.Context(), q, nil), 400, "SignatureDoesNotMatch")
 	return q
 }

@@ -65,8 +65,11 @@ func New(keys func(keyID string) (Key, bool), nonces Nonces, now func() time.Tim
 // the signature and the nonce, in this order; so only who has the key uses a nonce up. Only
 // then it is a matter whether there are an Action and a Version.
 //
-// Errors are of type *Refusal, but for those of Nonces, which are wrapped.
-func (v *Verifier) Verify(ctx context.Context, q *Request) error {
+// Nonces take room until they are forgotten. So proved, if it is not nil, is asked between
+// the signature and the nonce whether the holder of the key may go on.
+//
+// Errors are of type *Refusal, but for those of proved, and those of Nonces, which are wrapped.
+func (v *Verifier) Verify(ctx context.Context, q *Request, proved func() error) error {
 	now := v.now()
 	if now.Sub(q.Time).Abs() > Window {
 		return refuse(http.StatusBadRequest, "InvalidTimeStamp.Expired", "Specified time stamp or date value is expired.")
@@ -85,6 +88,11 @@ func (v *Verifier) Verify(ctx context.Context, q *Request) error {
 		return q.mismatch("Specified signature is not matched with our calculation.")
 	case q.altered:
 		return q.mismatch("The body is not the one that x-acs-content-sha256 is of.")
+	}
+	if proved != nil {
+		if err := proved(); err != nil {
+			return err
+		}
 	}
 	fresh, err := v.nonces.Use(ctx, q.KeyID, q.Nonce, nonceTTL)
 	switch {

@@ -34,7 +34,7 @@ func TestForms(t *testing.T) {
 					s.sign(t, req, key, "n", now)
 					q, err := receive(t, req)
 					if err == nil {
-						err = verifier(&memory{}).Verify(t.Context(), q)
+						err = verifier(&memory{}).Verify(t.Context(), q, nil)
 					}
 					if err != nil {
 						t.Fatal(err)
@@ -229,6 +229,35 @@ var orderly = []broken{
 	{stage: 12, name: "wrong secret", code: "SignatureDoesNotMatch", status: 400, make: func(c *call) { c.key.Secret = "guessed" }},
 	{stage: 12, name: "changed parameter", code: "SignatureDoesNotMatch", status: 400, spoil: func(req *http.Request) { req.URL.RawQuery += "&X=1" }},
 	{stage: 13, name: "used nonce", code: "SignatureNonceUsed", status: 400, make: func(c *call) { c.nonce = "used" }},
+}
+
+// Who has the key and may not go on leaves no nonce behind.
+func TestProved(t *testing.T) {
+	t.Parallel()
+	for _, s := range schemes {
+		nonces := &memory{}
+		v := verifier(nonces)
+		verify := func(key aliyunsigtest.Key, proved func() error) error {
+			t.Helper()
+			req := newRequest(t, "GET", "Action=A&Version=V", "")
+			s.sign(t, req, key, "n", now)
+			q, err := receive(t, req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v.Verify(t.Context(), q, proved)
+		}
+		stop := errors.New("stop")
+		guessed := aliyunsigtest.Key{ID: permanent.ID, Secret: "guessed"}
+		err := verify(guessed, func() error { t.Error("asked about a key that was not proved"); return nil })
+		wantRefusal(t, err, 400, "SignatureDoesNotMatch")
+		if err := verify(permanent, func() error { return stop }); err != stop || len(nonces.used) != 0 {
+			t.Errorf("%s: %v, nonces %v", s.name, err, nonces.used)
+		}
+		if err := verify(permanent, func() error { return nil }); err != nil {
+			t.Errorf("%s: %v", s.name, err)
+		}
+	}
 }
 
 // Of two faults the earlier one is told. Each is seen alone, too.

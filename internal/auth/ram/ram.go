@@ -35,11 +35,6 @@ type Credential struct {
 	Caller Caller
 }
 
-// Expired reports whether the credential has outlived its time.
-func (c *Credential) Expired(now time.Time) bool {
-	return !c.Expires.IsZero() && !now.Before(c.Expires)
-}
-
 // Caller is who holds a credential: a user of an account, a session of a role,
 // or, with neither User nor Role, the account itself.
 type Caller struct {

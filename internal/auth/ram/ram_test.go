@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"vmimport/internal/secret"
 )
@@ -32,16 +31,6 @@ func TestAccount(t *testing.T) {
 	}
 	if !a.Enabled("cn-hangzhou") || a.Enabled("cn-beijing") || a.Enabled("") || !(&Account{}).Enabled("cn-beijing") {
 		t.Error("regions")
-	}
-}
-
-func TestExpired(t *testing.T) {
-	t.Parallel()
-	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	for expires, want := range map[time.Time]bool{{}: false, now.Add(1): false, now: true, now.Add(-1): true} {
-		if got := (&Credential{Expires: expires}).Expired(now); got != want {
-			t.Errorf("%v: %v", expires, got)
-		}
 	}
 }
 

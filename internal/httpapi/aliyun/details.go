@@ -1,6 +1,8 @@
 package aliyun
 
 import (
+	"crypto/rand"
+	"encoding/base32"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -33,7 +35,7 @@ type tag struct {
 type disk struct {
 	Bucket string `json:"bucket"`
 	Object string `json:"object"`
-	Format string `json:"format,omitempty"` // as asked for; empty: detect
+	Format string `json:"format,omitempty"` // as asked for, in any casing; empty: detect
 	GiB    int64  `json:"gib,omitempty"`    // as asked for; 0: what the image has
 	Device string `json:"device"`
 }
@@ -72,6 +74,13 @@ const (
 	imagePrefix = "m-"
 	idLength    = 20
 )
+
+// newID returns 20 random lower-case letters and digits: 100 bits.
+func newID() string {
+	var b [13]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return strings.ToLower(base32.HexEncoding.EncodeToString(b[:]))[:idLength]
+}
 
 // taskOfImage returns the task, and so the import, that an image comes from; ok is false
 // for what is no id of an image.

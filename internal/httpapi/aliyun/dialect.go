@@ -131,7 +131,8 @@ type call struct {
 	action    string
 	params    params
 	caller    *ram.Caller
-	region    *Region // set for all actions but DescribeRegions
+	rate      *rate.Limiter // of the caller's account; nil: no bound
+	region    *Region       // set for all actions but DescribeRegions
 }
 
 // scope is what the caller sees and may change.
@@ -240,16 +241,11 @@ func (cl *call) answer(c echo.Context) (any, error) {
 	if err := cl.form.check(); err != nil {
 		return nil, err
 	}
-	if err := cl.d.opts.Verifier.Verify(cl, signed); err != nil {
+	if err := cl.d.opts.Verifier.Verify(cl, signed, func() error { return cl.identify(c, signed.KeyID) }); err != nil {
 		return nil, err
 	}
-	credential, ok := cl.d.opts.Accounts.Credential(signed.KeyID)
-	if !ok { // taken out since
-		return nil, errKeyUnknown
-	}
-	cl.caller = &credential.Caller
-	annotate(c, "account", cl.caller.Account.ID)
-	if !cl.d.mayAsk(cl.caller.Account.ID) {
+	// Counted now: somebody else's repetition of a request must not use up the bound.
+	if cl.rate != nil && !cl.rate.Allow() {
 		return nil, errThrottled
 	}
 	act, ok := actions[signed.Action]
@@ -272,6 +268,22 @@ func (cl *call) answer(c echo.Context) (any, error) {
 	return act.do(cl)
 }
 
+// identify finds the caller, who has proved to have the key. Who has asked too much is told
+// so before the nonce is remembered, for the store's memory would have no bound otherwise.
+func (cl *call) identify(c echo.Context, keyID string) error {
+	credential, ok := cl.d.opts.Accounts.Credential(keyID)
+	if !ok { // taken out since
+		return errKeyUnknown
+	}
+	cl.caller = &credential.Caller
+	annotate(c, "account", cl.caller.Account.ID)
+	cl.rate = cl.d.rateOf(cl.caller.Account.ID)
+	if cl.rate != nil && cl.rate.Tokens() < 1 {
+		return errThrottled
+	}
+	return nil
+}
+
 func (cl *call) findRegion(unknown *problem) error {
 	id := cl.params["RegionId"]
 	if id == "" {
@@ -285,10 +297,10 @@ func (cl *call) findRegion(unknown *problem) error {
 	return nil
 }
 
-// mayAsk counts a request of an account.
-func (d *Dialect) mayAsk(account string) bool {
+// rateOf returns what bounds an account; nil: nothing does.
+func (d *Dialect) rateOf(account string) *rate.Limiter {
 	if d.opts.RequestsPerSecond <= 0 {
-		return true
+		return nil
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -297,7 +309,7 @@ func (d *Dialect) mayAsk(account string) bool {
 		l = rate.NewLimiter(rate.Limit(d.opts.RequestsPerSecond), max(d.opts.Burst, 1))
 		d.rates[account] = l
 	}
-	return l.Allow()
+	return l
 }
 
 // readBody reads a body that the server has bounded in size and time.

@@ -35,25 +35,25 @@ func (r *Region) sizes(i int) Sizes {
 	return r.DataDisk
 }
 
-// accepts reports whether images of a format can be imported, and the format's name in
-// the words of the parameter.
-func (r *Region) accepts(format string) (name string, ok bool) {
-	i := slices.IndexFunc(r.Formats, func(f string) bool { return strings.EqualFold(f, format) })
-	if i < 0 {
-		return "", false
-	}
-	return strings.ToUpper(r.Formats[i]), true
+// accepts reports whether images of a format can be imported, in whatever casing.
+func (r *Region) accepts(format string) bool {
+	return slices.ContainsFunc(r.Formats, func(f string) bool { return strings.EqualFold(f, format) })
 }
 
 // countDisks returns how many disks a request has, which are those of which any field is
-// sent. It refuses one without a source, and numbers that are not 1, 2, 3 and so on.
+// sent. It refuses one without a source, and numbers that are not 1, 2, 3 and so on. That
+// there are too many is told before what the last of them lacks.
 func countDisks(p params) (int, error) {
-	numbers, malformed := p.sorted(mapping)
+	numbers, malformed := p.numbers(mapping)
 	if malformed != "" {
 		return 0, errParameter.because("%.64q has no number from 1 to %d.", malformed, maxDisks)
 	}
 	if len(numbers) == 0 || numbers[0] != 1 {
 		return 0, missing(numbered(mapping, 1) + "OSSBucket")
+	}
+	last := numbers[len(numbers)-1]
+	if last > maxDisks {
+		return 0, errParameter.because("An image has at most %d disks.", maxDisks)
 	}
 	for _, n := range numbers {
 		for _, field := range []string{"OSSBucket", "OSSObject"} {
@@ -62,21 +62,18 @@ func countDisks(p params) (int, error) {
 			}
 		}
 	}
-	switch last := numbers[len(numbers)-1]; {
-	case last > maxDisks:
-		return 0, errParameter.because("An image has at most %d disks.", maxDisks)
-	case last > len(numbers):
+	if last > len(numbers) {
 		return 0, errParameter.because("The numbers of the disks have a gap.")
 	}
-	return len(numbers), nil
+	return last, nil
 }
 
 // parseDisk reads the parameters of disk i, counted from 0, which has a source.
 func parseDisk(p params, i int, region *Region) (d disk, err error) {
 	field := func(name string) string { return p[numbered(mapping, i+1)+name] }
-	if format := field("Format"); format != "" {
-		var ok bool
-		if d.Format, ok = region.accepts(format); !ok {
+	// Kept in the customer's spelling, in which Terraform wants it back.
+	if d.Format = field("Format"); d.Format != "" {
+		if !region.accepts(d.Format) {
 			return d, errImageFormat.hint("Disk %d: the region imports %s.", i+1, strings.Join(region.Formats, ", "))
 		}
 	}
@@ -85,13 +82,13 @@ func parseDisk(p params, i int, region *Region) (d disk, err error) {
 	case !bucketName.MatchString(d.Bucket):
 		return d, errBucketName.hint("Disk %d: a bucket's name has 3 to 63 lower-case letters, digits and hyphens.", i+1)
 	case !validObjectName(d.Object):
-		return d, errObjectName.hint("Disk %d: an object's name has up to %d bytes, and neither control characters nor a slash at its front.", i+1, maxObjectName)
+		return d, errObjectName.hint("Disk %d: an object's name has up to %d bytes, and neither control characters, nor a slash at its front, nor '.' or '..' between slashes.", i+1, maxObjectName)
 	}
 	// The latter is its older name, which some clients still send.
 	if size := cmp.Or(field("DiskImageSize"), field("DiskImSize")); size != "" {
 		var ok bool
 		if d.GiB, ok = parseSize(size, region.sizes(i)); !ok {
-			return d, badDiskSize(i+1).hint("Disk %d: the size is a whole number of GiB from %d to %d.", i+1, region.sizes(i).Min, region.sizes(i).Max)
+			return d, errImageSize.hint("Disk %d: the size is a whole number of GiB from %d to %d.", i+1, region.sizes(i).Min, region.sizes(i).Max)
 		}
 	}
 	if device := field("Device"); device != "" && !deviceName.MatchString(device) {

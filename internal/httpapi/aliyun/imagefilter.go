@@ -1,7 +1,6 @@
 package aliyun
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 
@@ -108,9 +107,9 @@ func (p params) imageFilter() (f imageFilter, err error) {
 	return f, err
 }
 
-// tagFilters reads Tag.N.Key and Tag.N.Value, and their older spelling.
+// tagFilters reads Tag.N.Key and Tag.N.Value.
 func (p params) tagFilters() (tags []tag, err error) {
-	numbers, malformed := p.sorted("Tag")
+	numbers, malformed := p.numbers("Tag")
 	switch {
 	case malformed != "":
 		return nil, errImagesParameter.because("Tags are numbered from 1.")
@@ -118,8 +117,8 @@ func (p params) tagFilters() (tags []tag, err error) {
 		return nil, errTagCount
 	}
 	for _, n := range numbers {
-		of := numbered("Tag", n)
-		t := tag{cmp.Or(p[of+"Key"], p[of+"key"]), cmp.Or(p[of+"Value"], p[of+"value"])}
+		var t tag
+		t.Key, t.Value = p.keyAndValue("Tag", n)
 		if t.Key == "" {
 			return nil, errTagMismatch
 		}
@@ -130,15 +129,15 @@ func (p params) tagFilters() (tags []tag, err error) {
 
 // timeFilters reads Filter.N.Key and Filter.N.Value.
 func (p params) timeFilters() (spans []span, err error) {
-	numbers, malformed := p.sorted("Filter")
+	numbers, malformed := p.numbers("Filter")
 	if malformed != "" {
 		return nil, errImagesParameter.because("Filters are numbered from 1.")
 	}
 	for _, n := range numbers {
-		of := numbered("Filter", n)
-		from, until, ok := parseTime(cmp.Or(p[of+"Value"], p[of+"value"]))
+		key, value := p.keyAndValue("Filter", n)
+		from, until, ok := parseTime(value)
 		var s span
-		switch cmp.Or(p[of+"Key"], p[of+"key"]) {
+		switch key {
 		case "CreationStartTime":
 			s.from = from
 		case "CreationEndTime":

@@ -33,6 +33,7 @@ type image struct {
 	IsSupportCloudinit, IsSupportIoOptimized bool
 	DiskDeviceMappings                       struct{ DiskDeviceMapping []imageDisk }
 	Tags                                     struct{ Tag []imageTag }
+	Features                                 imageFeatures
 }
 
 type imageDisk struct {
@@ -43,6 +44,8 @@ type imageDisk struct {
 	RemainTime                       int64 // seconds
 	ImportOSSBucket, ImportOSSObject string
 }
+
+type imageFeatures struct{ NvmeSupport, ImdsSupport string }
 
 type imageTag struct{ TagKey, TagValue string }
 
@@ -83,7 +86,8 @@ func newImage(imp *tasks.Import, more *details) image {
 		ImageId: imageOf(imp), ImageName: imp.Name, Description: more.Description, ImageOwnerAlias: "self",
 		OSType: imp.OSType, Platform: more.Platform, Architecture: more.Architecture, BootMode: more.BootMode,
 		Status: states[imp.Phase()].image, Progress: percent(imp.Progress), Size: more.gib(imp, 0),
-		CreationTime: format(imp.RequestedAt, longTime), Usage: "none", ResourceGroupId: more.ResourceGroupID,
+		CreationTime: formatTime(imp.RequestedAt, longTime), Usage: "none", ResourceGroupId: more.ResourceGroupID,
+		Features: imageFeatures{more.NvmeSupport, more.ImdsSupport},
 	}
 	disks := make([]imageDisk, len(imp.Disks))
 	for i := range imp.Disks {

@@ -64,14 +64,5 @@ func (p *problem) hint(format string, args ...any) *problem {
 
 // ofDisk returns p with the number of the disk that it is about.
 func (p *problem) ofDisk(number int) *problem {
-	hint := p.recommend
-	if p.code == errImageSize.code {
-		p = badDiskSize(number)
-	}
-	return p.hint("Disk %d: %s", number, hint)
-}
-
-// badDiskSize is errImageSize for the disk of that number.
-func badDiskSize(number int) *problem {
-	return bad(errImageSize.code, fmt.Sprintf(`The specified "DiskDeviceMapping.%d.DiskImageSize" should be not less than system device size.`, number))
+	return p.hint("Disk %d: %s", number, p.recommend)
 }

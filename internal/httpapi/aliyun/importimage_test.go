@@ -116,7 +116,7 @@ func TestImportImageRecord(t *testing.T) {
 		`"license_type":"BYOL","resource_group_id":"rg-one","nvme_support":"supported","imds_support":"v2",` +
 		`"tags":[{"key":"env","value":"prod"},{"key":"空","value":""}],` +
 		`"disks":[{"bucket":"images","object":"web.qcow2","device":"/dev/xvda"},` +
-		`{"bucket":"images","object":"data.vhd","format":"VHD","gib":40,"device":"/dev/xvdb"}]}`
+		`{"bucket":"images","object":"data.vhd","format":"Vhd","gib":40,"device":"/dev/xvdb"}]}`
 	if string(spec.Details) != wantDetails {
 		t.Errorf("details\n%s, want\n%s", spec.Details, wantDetails)
 	}
@@ -181,6 +181,7 @@ func TestImportImageParameters(t *testing.T) {
 		"only a size":                {[]string{d2 + "DiskImageSize", "40"}, "MissingParameter"},
 		"17 disks":                   {disks(17), ""},
 		"18 disks":                   {disks(18), "InvalidParameter"},
+		"18 disks, one incomplete":   {append(disks(17), "DiskDeviceMapping.18.OSSBucket", "images"), "InvalidParameter"},
 		"gap":                        {append(disks(3), d2+"OSSBucket", "", d2+"OSSObject", ""), "InvalidParameter"},
 		"disk 0":                     {[]string{"DiskDeviceMapping.0.OSSBucket", "images"}, "InvalidParameter"},
 		"disk 01":                    {[]string{"DiskDeviceMapping.01.OSSBucket", "images"}, "InvalidParameter"},
@@ -311,7 +312,7 @@ func TestDocumentedErrors(t *testing.T) {
 		{"system", send("OSType", "beos"), 400, "InvalidOSType.Malformed", "The specified OSType is wrongly formed."},
 		{"format", send("DiskDeviceMapping.1.Format", "ISO"), 400, "InvalidFormat.Malformed", "The specified Image format is wrongly formed."},
 		{"size", send(append(disks(2), "DiskDeviceMapping.2.DiskImageSize", "19")...), 400, "InvalidImageSize",
-			`The specified "DiskDeviceMapping.2.DiskImageSize" should be not less than system device size.`},
+			`The specified "DiskDeviceMapping.n.DiskImageSize" should be not less than system device size.`},
 		{"image being removed", func(t *testing.T, r *rig) reply {
 			task, image := r.imported(t, oneDisk())
 			r.work(t, task).succeed(t)

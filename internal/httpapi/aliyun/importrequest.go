@@ -112,16 +112,6 @@ func (r *importRequest) parseOptions(p params) (err error) {
 	return nil
 }
 
-// choice returns which of the values a parameter has, or the first one if it is left out.
-// Casing does not matter in any of them, for clients differ in it.
-func (p params) choice(name string, refusal *problem, values ...string) (string, error) {
-	value, ok := oneOf(p[name], values...)
-	if !ok {
-		return "", refusal.hint("%s can be %s.", name, strings.Join(values, ", "))
-	}
-	return value, nil
-}
-
 // notCompared are parameters by which two requests may differ that ask for the same: those
 // of all actions, of which some differ each time, and those of the signature.
 var notCompared = []string{

@@ -3,6 +3,7 @@ package aliyun
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -202,7 +203,7 @@ func TestFoundSize(t *testing.T) {
 			}
 			continue
 		}
-		if p := problemOf(err); service.spec != nil || p.message != badDiskSize(test.number).message || p.code != errImageSize.code {
+		if p := problemOf(err); service.spec != nil || p.message != errImageSize.message || p.code != errImageSize.code || !strings.HasPrefix(p.recommend, fmt.Sprintf("Disk %d: ", test.number)) {
 			t.Errorf("%d bytes: %v", test.found, err)
 		}
 	}

@@ -3,6 +3,7 @@ package aliyun_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strconv"
 	"strings"
@@ -343,6 +344,25 @@ func TestThrottling(t *testing.T) {
 	wantCode(t, r.call(t, "DescribeRegions", params{}), 400, "Throttling.User")
 	wantCode(t, r.callAs(t, readerKey, "RunInstances", params{}), 400, "Throttling.User")
 	wantOK(t, r.callAs(t, betaKey, "DescribeRegions", params{}))
+	if used := len(r.redis.Keys()); used != 3 {
+		t.Errorf("%d nonces are remembered of 3 requests that were let through", used)
+	}
+}
+
+// TestThrottlingOfRepetitions: who repeats requests of others takes nothing away from them.
+func TestThrottlingOfRepetitions(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(o *aliyun.Options) { o.RequestsPerSecond, o.Burst = 1e-9, 2 })
+	req := func() *http.Request {
+		req := httptest.NewRequest(http.MethodGet, "http://ecs.example.test/?Action=DescribeRegions&Format=JSON&Version="+aliyun.Version, nil)
+		aliyunsigtest.SignRPC(t, req, alphaKey, "seen", r.clock.now())
+		return req
+	}
+	wantOK(t, r.send(t, req()))
+	for range 3 {
+		wantCode(t, r.send(t, req()), 400, "SignatureNonceUsed")
+	}
+	wantOK(t, r.call(t, "DescribeRegions", params{}))
 }
 
 // task and image are the ids of the nth import of a rig.

@@ -1,8 +1,7 @@
 package aliyun
 
 import (
-	"crypto/rand"
-	"encoding/base32"
+	"cmp"
 	"encoding/json"
 	"maps"
 	"slices"
@@ -15,17 +14,34 @@ import (
 // params are the parameters of a request. One with an empty value counts as not sent.
 type params map[string]string
 
-// newID returns 20 random lower-case letters and digits: 100 bits.
-func newID() string {
-	var b [13]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return strings.ToLower(base32.HexEncoding.EncodeToString(b[:]))[:idLength]
+// oneOf finds a value among those of a parameter, in the casing that they have here.
+// Without a value it is the first.
+func oneOf(value string, all ...string) (string, bool) {
+	if value == "" {
+		return all[0], true
+	}
+	for _, one := range all {
+		if strings.EqualFold(value, one) {
+			return one, true
+		}
+	}
+	return "", false
+}
+
+// choice returns which of the values a parameter has, or the first one if it is left out.
+// Casing does not matter in any of them, for clients differ in it.
+func (p params) choice(name string, refusal *problem, values ...string) (string, error) {
+	value, ok := oneOf(p[name], values...)
+	if !ok {
+		return "", refusal.hint("%s can be %s.", name, strings.Join(values, ", "))
+	}
+	return value, nil
 }
 
 // numbers returns the N of all parameters that are called prefix.N or prefix.N.something
-// and have a value. malformed is the name of one whose N is no number from 1 on.
-func (p params) numbers(prefix string) (n map[int]bool, malformed string) {
-	n = map[int]bool{}
+// and have a value, in order. malformed is the name of one whose N is no number from 1 on.
+func (p params) numbers(prefix string) (n []int, malformed string) {
+	seen := map[int]bool{}
 	for name, value := range p {
 		rest, ok := strings.CutPrefix(name, prefix+".")
 		if !ok || value == "" {
@@ -36,19 +52,20 @@ func (p params) numbers(prefix string) (n map[int]bool, malformed string) {
 		if err != nil || i < 1 || strconv.Itoa(i) != digits {
 			return nil, name
 		}
-		n[i] = true
+		seen[i] = true
 	}
-	return n, ""
-}
-
-// sorted returns what numbers does, in order.
-func (p params) sorted(prefix string) (n []int, malformed string) {
-	set, malformed := p.numbers(prefix)
-	return slices.Sorted(maps.Keys(set)), malformed
+	return slices.Sorted(maps.Keys(seen)), ""
 }
 
 // numbered is what the names of a numbered structure begin with: Tag.1.
 func numbered(prefix string, n int) string { return prefix + "." + strconv.Itoa(n) + "." }
+
+// keyAndValue returns the Key and Value of a numbered structure. Their names were once
+// written in lower case: Tag.1.key.
+func (p params) keyAndValue(prefix string, n int) (key, value string) {
+	of := numbered(prefix, n)
+	return cmp.Or(p[of+"Key"], p[of+"key"]), cmp.Or(p[of+"Value"], p[of+"value"])
+}
 
 // number reads a whole number from 1 to most, all digits; without one it is def.
 func (p params) number(name string, def, most int) (n int, ok bool) {

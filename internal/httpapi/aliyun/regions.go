@@ -1,9 +1,6 @@
 package aliyun
 
-import (
-	"cmp"
-	"strings"
-)
+import "cmp"
 
 type regionsAnswer struct {
 	base
@@ -38,18 +35,4 @@ func (cl *call) describeRegions() (any, error) {
 		})
 	}
 	return answer, nil
-}
-
-// oneOf finds a value among those of a parameter, in the casing that they have here.
-// Without a value it is the first.
-func oneOf(value string, all ...string) (string, bool) {
-	if value == "" {
-		return all[0], true
-	}
-	for _, one := range all {
-		if strings.EqualFold(value, one) {
-			return one, true
-		}
-	}
-	return "", false
 }

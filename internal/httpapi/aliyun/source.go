@@ -29,11 +29,11 @@ func (cl *call) checkSource(r *importRequest, spec *tasks.Spec) error {
 		return err
 	}
 	for i, d := range spec.Disks {
-		if _, ok := cl.region.accepts(d.Detected); !ok {
+		if !cl.region.accepts(d.Detected) {
 			return errImageFormat.hint("Disk %d: it is in a format that the region does not import.", i+1)
 		}
 		if d.VirtualBytes > d.MaxBytes {
-			return badDiskSize(i+1).hint("Disk %d: the image has a disk of %d bytes.", i+1, d.VirtualBytes)
+			return errImageSize.hint("Disk %d: the image has a disk of %d bytes.", i+1, d.VirtualBytes)
 		}
 	}
 	spec.MinDiskGiB = r.gib(&tasks.Import{Spec: *spec}, 0)

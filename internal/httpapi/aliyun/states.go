@@ -70,8 +70,8 @@ const (
 	longTime  = "2006-01-02T15:04:05Z"
 )
 
-// format gives a time in one of the forms, and nothing for one that has not come yet.
-func format(t time.Time, layout string) string {
+// formatTime gives a time in one of the forms, and nothing for one that has not come yet.
+func formatTime(t time.Time, layout string) string {
 	if t.IsZero() {
 		return ""
 	}

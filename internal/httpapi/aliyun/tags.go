@@ -1,7 +1,6 @@
 package aliyun
 
 import (
-	"cmp"
 	"strings"
 	"unicode/utf8"
 )
@@ -11,20 +10,18 @@ const (
 	maxTag  = 128 // characters, of a key as well as of a value
 )
 
-// parseTags reads Tag.N.Key and Tag.N.Value, also in lower case, as they once were. The
-// numbers may have gaps; the tags come in the order of their numbers.
+// parseTags reads Tag.N.Key and Tag.N.Value. The numbers may have gaps; the tags come in
+// the order of their numbers.
 func parseTags(p params) ([]tag, error) {
-	numbers, malformed := p.sorted("Tag")
+	numbers, malformed := p.numbers("Tag")
 	if malformed != "" {
 		return nil, errParameter.because("%.64q has no number from 1 to %d.", malformed, maxTags)
 	}
 	var tags []tag
 	seen := map[string]bool{}
 	for _, n := range numbers {
-		field := func(upper, lower string) string {
-			return cmp.Or(p[numbered("Tag", n)+upper], p[numbered("Tag", n)+lower])
-		}
-		t := tag{field("Key", "key"), field("Value", "value")}
+		var t tag
+		t.Key, t.Value = p.keyAndValue("Tag", n)
 		folded := strings.ToLower(t.Key)
 		switch {
 		case n > maxTags:

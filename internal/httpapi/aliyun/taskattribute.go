@@ -49,7 +49,7 @@ func (cl *call) describeTaskAttribute() (any, error) {
 	answer := taskAnswer{
 		base: cl.base(), RegionId: cl.region.ID, TaskId: string(imp.ID), TaskAction: taskAction, TaskStatus: states[imp.Phase()].task,
 		TaskProcess: percent(imp.Progress), SupportCancel: supportsCancel(imp),
-		CreationTime: format(imp.RequestedAt, shortTime), FinishedTime: format(imp.FinishedAt, shortTime),
+		CreationTime: formatTime(imp.RequestedAt, shortTime), FinishedTime: formatTime(imp.FinishedAt, shortTime),
 		TotalCount: len(imp.Disks),
 	}
 	for i := range imp.Disks {
@@ -101,7 +101,7 @@ func failedOperation(imp *tasks.Import, number int) (status, code, message strin
 	return "Failed", problemOfFailure(why).code, why.Sentences()
 }
 
-// formatOf is the format of disk i: as found, else as asked for.
+// formatOf is the format of disk i: as asked for, else as found.
 func formatOf(imp *tasks.Import, more *details, i int) string {
-	return strings.ToUpper(cmp.Or(imp.Disks[i].Detected, more.Disks[i].Format))
+	return cmp.Or(more.Disks[i].Format, strings.ToUpper(imp.Disks[i].Detected))
 }

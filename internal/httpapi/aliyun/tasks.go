@@ -76,7 +76,7 @@ func (cl *call) describeTasks() (any, error) {
 	for _, imp := range found {
 		answer.TaskSet.Task = append(answer.TaskSet.Task, taskEntry{
 			TaskId: string(imp.ID), TaskAction: taskAction, TaskStatus: states[imp.Phase()].task, SupportCancel: supportsCancel(imp),
-			CreationTime: format(imp.RequestedAt, shortTime), FinishedTime: format(imp.FinishedAt, shortTime), ResourceId: imageOf(imp),
+			CreationTime: formatTime(imp.RequestedAt, shortTime), FinishedTime: formatTime(imp.FinishedAt, shortTime), ResourceId: imageOf(imp),
 		})
 	}
 	return answer, nil
@@ -104,7 +104,7 @@ func (cl *call) tasksQuery() (*tasks.Query, error) {
 	if taskIDs != nil {
 		q.IDs = selected(taskIDs, func(id string) (tasks.ID, bool) { return tasks.ID(id), isTask(id) })
 	}
-	resources, malformed := cl.params.sorted("ResourceIds")
+	resources, malformed := cl.params.numbers("ResourceIds")
 	if malformed != "" || len(resources) > maxList {
 		return nil, errParameter.because("ResourceIds are at most %d, numbered from 1.", maxList)
 	}
