@@ -39,17 +39,20 @@ func healthy(t *testing.T, redis *testenv.Redis, s3 *storagetest.S3) *config.Con
 		a.Status, a.Body, a.Header = 200, []byte(`<ListAllMyBucketsResult/>`), http.Header{}
 	})
 	tokens := fmt.Sprintf("tokens: [{sha256: %s, user: u, project: p, domain: d}]\n", localtokens.Digest("t"))
+	const accounts = `accounts: [{id: "1", keys: [{id: LTAIx, secret: y}]}]`
 	path := write("vmimport.yaml", fmt.Sprintf(`
 redis: {url: %q}
+aliyun: {accounts_file: %q}
 regions:
   - id: east
     fjcloud: {tokens_file: %q}
     objects: {s3: {endpoint: %q, region: %q, access_key: %q, secret_key_file: %q, path_style: true}}
     images: {directory: {path: %q}}
   - id: west
+    aliyun: {}
     objects: {directory: {path: %q}}
     images: {directory: {path: %q}}
-`, redis.URL(), write("tokens.yaml", tokens), s3.URL, s3.Region, s3.AccessKey, write("secret", s3.SecretKey+"\n"),
+`, redis.URL(), write("accounts.yaml", accounts), write("tokens.yaml", tokens), s3.URL, s3.Region, s3.AccessKey, write("secret", s3.SecretKey+"\n"),
 		filepath.Join(dir, "images"), filepath.Join(dir, "objects"), filepath.Join(dir, "not yet", "images")))
 	cfg, err := config.Load(path, func(string) string { return "" })
 	if err == nil {
@@ -74,7 +77,7 @@ func TestDiagnose(t *testing.T) {
 		}
 	}
 	want := []string{
-		"configuration", "redis", "redis durability", "clock", "scratch",
+		"configuration", "redis", "redis durability", "clock", "scratch", "accounts",
 		"region east: tokens", "region east: objects", "region east: images", "region west: objects", "region west: images",
 	}
 	if !slices.Equal(checks, want) {
@@ -107,6 +110,12 @@ func TestDiagnoseFindsWhatIsBroken(t *testing.T) {
 		"no tokens": {func(c *config.Config, _ *testenv.Redis, _ *storagetest.S3) {
 			c.Regions[0].FJcloud.TokensFile = file + ".missing"
 		}, "region east: tokens", "no such file"},
+		"broken accounts": {func(c *config.Config, _ *testenv.Redis, _ *storagetest.S3) { c.Aliyun.AccountsFile = file }, "accounts", "read accounts"},
+		"accounts for all to read": {func(c *config.Config, _ *testenv.Redis, _ *storagetest.S3) {
+			if err := os.Chmod(c.Aliyun.AccountsFile, 0o644); err != nil {
+				t.Error(err)
+			}
+		}, "accounts", "chmod 600"},
 		"broken tokens": {func(c *config.Config, _ *testenv.Redis, _ *storagetest.S3) { c.Regions[0].FJcloud.TokensFile = file }, "region east: tokens", "load tokens"},
 		"wrong key":     {func(_ *config.Config, _ *testenv.Redis, s *storagetest.S3) { s.SecretKey = "another" }, "region east: objects", "does not accept the service's key"},
 		"no key": {func(c *config.Config, _ *testenv.Redis, _ *storagetest.S3) {

@@ -259,13 +259,17 @@ func (c *customer) request(name string) client.Registration {
 	return client.Registration{Name: name, Location: c.location(name), OSType: "ubuntu"}
 }
 
-// register asks for an import that is to be accepted.
-func (in *installation) register(c *client.Client, r client.Registration) tasks.ID {
+// register asks for an import that is to be accepted. Where much runs at the same time,
+// Keystone's answer may come too late for one request.
+func (in *installation) register(c *client.Client, r client.Registration) (id tasks.ID) {
 	in.t.Helper()
-	id, err := c.Register(in.t.Context(), r)
-	if err != nil {
-		in.t.Fatalf("register %s: %v", r.Location+r.S3Location, err)
-	}
+	until(in.t, "an answer to a registration", func() bool {
+		var err error
+		if id, err = c.Register(in.t.Context(), r); err != nil && !client.HasCode(err, "50301") {
+			in.t.Fatalf("register %s: %v", r.Location+r.S3Location, err)
+		}
+		return err == nil
+	})
 	return id
 }
 

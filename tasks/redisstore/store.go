@@ -1,7 +1,7 @@
 // Package redisstore keeps import records in Redis.
 //
 // Each rule about a record is one Lua script, so that it holds whoever races:
-// scripts.go says what each does and answers, keys.go which keys there are,
+// scripts.go and its like say what each does and answers, keys.go which keys there are,
 // codec.go what is in a record. Store implements tasks.Records, tasks.Claims,
 // tasks.Backlog and tasks.Signals.
 //

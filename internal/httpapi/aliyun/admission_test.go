@@ -14,7 +14,7 @@ import (
 // count is how many imports an account ever made in a region.
 func (r *rig) count(t testing.TB, region string, account tasks.Tenant) int {
 	t.Helper()
-	_, total, err := r.store.Find(t.Context(), tasks.Scope{Region: region, Tenant: account, Dialect: aliyun.Name}, tasks.Query{})
+	_, total, err := r.store.Find(t.Context(), tasks.Scope{Region: region, Tenant: "aliyun:" + account, Dialect: aliyun.Name}, tasks.Query{})
 	if err != nil {
 		t.Fatal(err)
 	}

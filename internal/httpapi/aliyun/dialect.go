@@ -137,8 +137,11 @@ type call struct {
 
 // scope is what the caller sees and may change.
 func (cl *call) scope() tasks.Scope {
-	return tasks.Scope{Region: cl.region.ID, Tenant: tasks.Tenant(cl.caller.Account.ID), Dialect: Name}
+	return tasks.Scope{Region: cl.region.ID, Tenant: tenantOf(cl.caller.Account), Dialect: Name}
 }
+
+// tenantOf is the account in records: called so as no domain of the other dialect is.
+func tenantOf(a *ram.Account) tasks.Tenant { return tasks.Tenant(Name + ":" + a.ID) }
 
 // base begins an answer to the call.
 func (cl *call) base() base { return base{cl.requestID} }

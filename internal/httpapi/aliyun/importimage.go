@@ -87,7 +87,7 @@ func (cl *call) newSpec(r *importRequest) (*tasks.Spec, error) {
 	}
 	spec := &tasks.Spec{
 		ID:           tasks.ID(taskPrefix + id),
-		Owner:        tasks.Owner{Tenant: tasks.Tenant(account.ID), Project: account.Project, User: cl.caller.ARN()},
+		Owner:        tasks.Owner{Tenant: tenantOf(account), Project: account.Project, User: cl.caller.ARN()},
 		Dialect:      Name,
 		Region:       cl.region.ID,
 		Name:         r.name,

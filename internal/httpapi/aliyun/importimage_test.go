@@ -18,7 +18,7 @@ import (
 // importOf reads the record of an import of alpha in Hangzhou.
 func (r *rig) importOf(t testing.TB, task string) *tasks.Import {
 	t.Helper()
-	imp, err := r.store.Get(t.Context(), tasks.Scope{Region: hangzhou, Tenant: alpha}, tasks.ID(task))
+	imp, err := r.store.Get(t.Context(), tasks.Scope{Region: hangzhou, Tenant: "aliyun:" + alpha}, tasks.ID(task))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestImportImageRecord(t *testing.T) {
 	if want := "id-of-" + a.text("ImageId"); spec.ImageID != want || spec.ImageIDGiven {
 		t.Errorf("image id %s, %t; want %s", spec.ImageID, spec.ImageIDGiven, want)
 	}
-	if want := (tasks.Owner{Tenant: alpha, Project: "p-" + alpha, User: "acs:ram::" + alpha + ":user/importer"}); spec.Owner != want {
+	if want := (tasks.Owner{Tenant: "aliyun:" + alpha, Project: "p-" + alpha, User: "acs:ram::" + alpha + ":user/importer"}); spec.Owner != want {
 		t.Errorf("owner %+v, want %+v", spec.Owner, want)
 	}
 	if spec.Dialect != aliyun.Name || spec.Region != hangzhou || spec.Name != "東京ウェブ-1" || !spec.UniqueName || !spec.ListsImage ||

@@ -257,7 +257,7 @@ func TestOthersSeeNothing(t *testing.T) {
 	id, img := r.imported(t, oneDisk("ImageName", "mine"))
 	r.work(t, id).succeed(t)
 	spec := &tasks.Spec{
-		ID: tasks.ID(task(99)), Owner: tasks.Owner{Tenant: alpha, Project: "p"}, Dialect: "fjcloud", Region: hangzhou, ImageID: "x",
+		ID: tasks.ID(task(99)), Owner: tasks.Owner{Tenant: "aliyun:" + alpha, Project: "p"}, Dialect: "fjcloud", Region: hangzhou, ImageID: "x",
 		Disks: []tasks.Disk{{Bytes: 1}}, RequestedAt: start,
 	}
 	if _, _, err := r.store.Create(t.Context(), spec, tasks.Limits{}); err != nil {

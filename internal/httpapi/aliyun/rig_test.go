@@ -409,7 +409,7 @@ const lease = time.Minute
 // work claims an import of alpha, which is then Processing (or goes on being removed).
 func (r *rig) work(t testing.TB, task string) *worker {
 	t.Helper()
-	c, err := r.store.Claim(t.Context(), tasks.Ref{Tenant: alpha, ID: tasks.ID(task)}, "w1", lease)
+	c, err := r.store.Claim(t.Context(), tasks.Ref{Tenant: "aliyun:" + alpha, ID: tasks.ID(task)}, "w1", lease)
 	if err != nil {
 		t.Fatalf("claim %s: %v", task, err)
 	}
