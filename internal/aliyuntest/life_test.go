@@ -131,7 +131,7 @@ func TestTwoDisks(t *testing.T) {
 			{Type: "system", Device: "/dev/xvda", Format: "raw", Size: "40", Progress: "100%", ImportOSSBucket: bucket, ImportOSSObject: "dir/system disk+1.raw"},
 			{Type: "data", Device: "/dev/xvdb", Format: "QCOW2", Size: "5", Progress: "100%", ImportOSSBucket: bucket, ImportOSSObject: "data.qcow2"},
 		}},
-		Tags: ecs.TagsInDescribeImageFromFamily{Tag: []ecs.Tag{{TagKey: "env", TagValue: "prod"}, {TagKey: "空 白"}}},
+		Tags:     ecs.TagsInDescribeImageFromFamily{Tag: []ecs.Tag{{TagKey: "env", TagValue: "prod"}, {TagKey: "空 白"}}},
 		Features: ecs.Features{NvmeSupport: "supported", ImdsSupport: "v2"},
 	}
 	image.IsSelfShared = want.IsSelfShared // either is fine
