@@ -52,9 +52,10 @@ type Query struct {
 	Phases []Phase // any of these; none: all
 	Images bool    // only those whose image is not deleted
 	IDs    []ID    // only these, unless nil
+	Name   string  // only those of that name, which have it reserved (Spec.UniqueName); empty: all
 	// Match is asked about each record that all of the above leaves; nil: yes. A
 	// query that has it takes longer the more records there are, not the further
-	// Start is.
+	// Start is. So does one for a name in phases in which names are given back.
 	Match func(*Import) bool
 
 	Start, Limit int // of what is selected, newest first

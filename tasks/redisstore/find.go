@@ -2,6 +2,7 @@ package redisstore
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -20,7 +21,14 @@ func (s *Store) Find(ctx context.Context, scope tasks.Scope, q tasks.Query) (fou
 	switch {
 	case q.IDs != nil:
 		return s.findAmong(ctx, k, scope, q)
-	case q.Match != nil || scope.Project != "":
+	case q.Name != "" && reserved(q):
+		id, err := s.rdb.HGet(ctx, k.names(), scope.Region+"/"+q.Name).Result()
+		if err != nil && !errors.Is(err, redis.Nil) {
+			return nil, 0, redisError("find name", err)
+		}
+		q.IDs = []tasks.ID{tasks.ID(id)}
+		return s.findAmong(ctx, k, scope, q)
+	case q.Match != nil || q.Name != "" || scope.Project != "":
 		return s.scan(ctx, k, list, scope, q)
 	}
 	lists := []string{list}
@@ -42,10 +50,18 @@ func (s *Store) Find(ctx context.Context, scope tasks.Scope, q tasks.Query) (fou
 	return found, int(reply.number(0)), err
 }
 
+// reserved reports whether all that q can select have their names reserved: what exists,
+// or is being imported.
+func reserved(q tasks.Query) bool {
+	givenBack := func(p tasks.Phase) bool { return p == tasks.PhaseFailed || p == tasks.PhaseCanceled }
+	return q.Images && len(q.Phases) > 0 && !slices.ContainsFunc(q.Phases, givenBack)
+}
+
 // selects reports whether q selects imp, which is of the scope's tenant.
 func selects(scope tasks.Scope, q tasks.Query, imp *tasks.Import) bool {
 	return within(scope, imp) && imp.ListsImage &&
 		(!q.Images || imp.DeletedAt.IsZero()) &&
+		(q.Name == "" || imp.Name == q.Name) &&
 		(len(q.Phases) == 0 || slices.Contains(q.Phases, imp.Phase())) &&
 		(q.Match == nil || q.Match(imp))
 }

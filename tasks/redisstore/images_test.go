@@ -228,13 +228,16 @@ func TestFind(t *testing.T) {
 		create(t, s, newImage("b", "web1"))
 
 		phases := []tasks.Phase{tasks.PhaseWaiting, tasks.PhaseWorking, tasks.PhaseSucceeded, tasks.PhaseFailed, tasks.PhaseCanceled}
-		for range 150 {
+		for range 300 {
 			q := tasks.Query{Images: random.IntN(2) == 0, Start: random.IntN(20), Limit: random.IntN(15)}
 			for range random.IntN(4) {
 				q.Phases = append(q.Phases, phases[random.IntN(5)])
 			}
 			if random.IntN(4) == 0 {
 				q.Match = func(imp *tasks.Import) bool { return len(imp.Name)%2 == 0 }
+			}
+			if random.IntN(3) == 0 {
+				q.Name = fmt.Sprint("web", random.IntN(60))
 			}
 			if random.IntN(4) == 0 {
 				q.IDs = []tasks.ID{all[random.IntN(60)], all[random.IntN(60)], all[0], all[0], "unknown", ""}

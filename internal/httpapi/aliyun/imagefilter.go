@@ -45,6 +45,9 @@ func (cl *call) imagesQuery() (q *tasks.Query, err error) {
 	case len(q.Phases) == len(phases):
 		q.Phases = nil // which has a list of its own
 	}
+	if filter.name != nil && filter.name.exact {
+		q.Name, filter.name = filter.name.head, nil // which the store knows the place of
+	}
 	if !filter.empty() {
 		q.Match = filter.match
 	}
