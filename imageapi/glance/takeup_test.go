@@ -208,6 +208,12 @@ func TestBrokenOffAtTheBeginning(t *testing.T) {
 	if err := u.Close(); err != nil {
 		t.Fatal(err)
 	}
+	select {
+	case <-looked:
+	default:
+		t.Error("the upload was broken off before it had begun")
+		once.Do(func() { close(looked) })
+	}
 	r.remove()
 	r.glance.uploads.Wait()
 	if values := r.glance.read(r.spec.ImageID); values[propParked] != yes || values["status"] != queued {
