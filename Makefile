@@ -63,10 +63,12 @@ endef
 deps: ## Install the Debian packages that the tests need, or say which are missing
 	$(call need,$(DEPS))
 
-# A vendor's SDK for JavaScript is what some tests speak through.
+# A vendor's SDK for JavaScript is what some tests speak through. Packages of Node.js
+# that bring npm along conflict with Debian's.
 SDK := internal/aliyuntest/node
 deps-node: ## Install Node.js and the packages for it that the tests need, or say which are missing
-	$(call need,nodejs:node npm:npm)
+	$(call need,nodejs:node)
+	$(call need,npm:npm)
 	@if ! cmp -s $(SDK)/package-lock.json $(SDK)/node_modules/.installed; then \
 		npm ci --prefix $(SDK) --ignore-scripts --no-audit --no-fund && cp $(SDK)/package-lock.json $(SDK)/node_modules/.installed; \
 	fi

@@ -244,20 +244,20 @@ func (i *Images) settle() time.Duration { return i.opt.Patience / 8 }
 func (i *Images) hasBegun(s *sending, spec imageapi.Spec) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), i.opt.Patience)
 	defer cancel()
-	for {
+	for pause := time.Duration(0); ; pause = pollEvery {
+		select {
+		case <-s.done:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-time.After(pause):
+		}
 		r, err := i.show(ctx, spec.ImageID)
 		switch {
 		case err != nil || r.Import != spec.ImportID || r.attempt() != spec.Attempt:
 			return false
 		case r.Status != queued:
 			return true
-		}
-		select {
-		case <-s.done:
-			return true
-		case <-ctx.Done():
-			return false
-		case <-time.After(pollEvery):
 		}
 	}
 }

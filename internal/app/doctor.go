@@ -120,8 +120,7 @@ func checkAccounts(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	s := accounts.Summary()
-	return fmt.Sprintf("%d accounts, %d access keys", s.Accounts, s.Keys), nil
+	return accounts.Summary().String(), nil
 }
 
 func (d *diagnosis) region(rc config.Region) {

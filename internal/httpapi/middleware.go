@@ -176,7 +176,7 @@ func (w *timedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // writeError answers a request that ended in err.
 func (f *frontend) writeError(err error, c echo.Context) {
 	owner := f.owners[c.Path()]
-	if owner == nil {
+	if owner == nil || errors.Is(err, echo.ErrNotFound) { // nobody's, or not its owner's after all
 		owner = plain{}
 	}
 	if err := owner.WriteError(c, err); err != nil {

@@ -36,7 +36,8 @@ type Dialect interface {
 	// Mount adds the dialect's routes.
 	Mount(e *echo.Echo)
 	// WriteError answers a request to one of these routes that ended in err:
-	// an error of its own handlers, or an *echo.HTTPError of the server.
+	// an error of its own handlers, or an *echo.HTTPError of the server. A handler that
+	// returns echo.ErrNotFound leaves the answer to the server.
 	WriteError(c echo.Context, err error) error
 }
 

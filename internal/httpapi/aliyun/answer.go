@@ -93,9 +93,6 @@ func (d *Dialect) WriteError(c echo.Context, err error) error {
 	if !ok {
 		cl = &call{d: d, http: c.Request(), requestID: d.opts.NewRequestID(), form: formOf(c.Request(), nil)}
 	}
-	if isBrowser(cl.http) {
-		return c.JSON(http.StatusNotFound, notHere)
-	}
 	p := problemOf(err)
 	annotate(c, "code", p.code)
 	if p.status == http.StatusServiceUnavailable {
@@ -106,7 +103,3 @@ func (d *Dialect) WriteError(c echo.Context, err error) error {
 
 // retryAfter is when to come back, in seconds: about what a failover takes.
 const retryAfter = "10"
-
-// notHere is what people see who look at / with a browser. It is what they see at any other
-// path that there is not.
-var notHere = map[string]string{"error_code": "40400", "message": "The path does not exist.", "error_message": "The path does not exist."}

@@ -62,7 +62,6 @@ var (
 	errStart           = bad("40035", "Query parameter 'start' has invalid value.")
 	errLimit           = bad("40036", "Query parameter 'limit' has invalid value.")
 	errNoRole          = &problem{http.StatusForbidden, "40301", "You cannot execute this API."}
-	errNotFound        = &problem{http.StatusNotFound, "40400", "The path does not exist."}
 	errMethod          = &problem{http.StatusMethodNotAllowed, "40501", "The method is not allowed."}
 	errInternal        = &problem{http.StatusInternalServerError, "50001", "Internal server error."}
 	errUnavailable     = &problem{http.StatusServiceUnavailable, "50301", "The service is temporarily unavailable. Try again later."}
@@ -102,10 +101,7 @@ func problemOf(err error) *problem {
 		return p
 	}
 	if e, ok := errors.AsType[*echo.HTTPError](err); ok {
-		switch e.Code {
-		case http.StatusNotFound:
-			return errNotFound
-		case http.StatusMethodNotAllowed:
+		if e.Code == http.StatusMethodNotAllowed {
 			return errMethod
 		}
 		return errInternal
