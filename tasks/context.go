@@ -17,7 +17,7 @@ var (
 	// not reach Redis for a while. The claim may well be alive, so the import is
 	// given back as by a worker that drains.
 	ErrTaskLost = errors.New("queue gave the task up")
-	// ErrClaimLost: another worker has the import, or is about to. Stop
+	// ErrClaimLost: another worker has the task, or is about to. Stop
 	// without writing.
 	ErrClaimLost = errors.New("claim on the import was lost")
 )

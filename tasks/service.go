@@ -13,6 +13,10 @@ type Preflight interface {
 	// version, format and virtual size. It fails, without side effects, if an object is
 	// missing, unreadable or in a format that cannot be imported, or if the
 	// image id is taken.
+	//
+	// Of an export it looks at image and container, and fills in the image's name and
+	// what Export has of it. It fails if either is missing or not the owner's, the
+	// image cannot be exported, or an object of its name is there.
 	Check(ctx context.Context, spec *Spec) error
 
 	// ReadObject returns the content of a small object that says something about
@@ -43,13 +47,13 @@ func NewService(records Records, preflight Preflight, limits Limits, now func() 
 //
 // A repetition is answered before the preflight: by then the image may exist,
 // and the source be gone.
-func (s *Service) Register(ctx context.Context, spec *Spec) (imp *Import, fresh bool, err error) {
-	if len(spec.Disks) == 0 {
+func (s *Service) Register(ctx context.Context, spec *Spec) (task *Task, fresh bool, err error) {
+	if len(spec.Disks) == 0 && spec.Export == nil {
 		return nil, false, fault.New(fault.Invalid, "no_disk", "An import needs at least one disk.")
 	}
 	if spec.ClientToken != "" {
-		if imp, err := s.Admit(ctx, spec, Quota{}); imp != nil || err != nil {
-			return imp, false, err
+		if task, err := s.Admit(ctx, spec, Quota{}); task != nil || err != nil {
+			return task, false, err
 		}
 	}
 	if err := s.Inspect(ctx, spec); err != nil {
@@ -61,7 +65,7 @@ func (s *Service) Register(ctx context.Context, spec *Spec) (imp *Import, fresh 
 // Admit, Inspect and Accept are the steps of Register, for dialects with checks of
 // their own between them. Admit returns the import of a repeated client token, or the
 // rule that spec breaks at present.
-func (s *Service) Admit(ctx context.Context, spec *Spec, quota Quota) (*Import, error) {
+func (s *Service) Admit(ctx context.Context, spec *Spec, quota Quota) (*Task, error) {
 	return s.records.Admit(ctx, spec, Limits{s.limits.Unfinished, quota})
 }
 
@@ -71,7 +75,7 @@ func (s *Service) Inspect(ctx context.Context, spec *Spec) error {
 }
 
 // Accept makes the import durable. See Records.Create.
-func (s *Service) Accept(ctx context.Context, spec *Spec, quota Quota) (imp *Import, fresh bool, err error) {
+func (s *Service) Accept(ctx context.Context, spec *Spec, quota Quota) (task *Task, fresh bool, err error) {
 	spec.RequestedAt = s.now().UTC()
 	return s.records.Create(ctx, spec, Limits{s.limits.Unfinished, quota})
 }
@@ -82,17 +86,17 @@ func (s *Service) ReadObject(ctx context.Context, region string, o Object, limit
 }
 
 // Get returns an import that scope may see, else ErrUnknown.
-func (s *Service) Get(ctx context.Context, scope Scope, id ID) (*Import, error) {
+func (s *Service) Get(ctx context.Context, scope Scope, id ID) (*Task, error) {
 	return s.records.Get(ctx, scope, id)
 }
 
 // List returns up to limit imports from index start on, newest first.
-func (s *Service) List(ctx context.Context, scope Scope, start, limit int) ([]*Import, error) {
+func (s *Service) List(ctx context.Context, scope Scope, start, limit int) ([]*Task, error) {
 	return s.records.List(ctx, scope, start, limit)
 }
 
 // Find selects imports. See Records.Find.
-func (s *Service) Find(ctx context.Context, scope Scope, q Query) (found []*Import, total int, err error) {
+func (s *Service) Find(ctx context.Context, scope Scope, q Query) (found []*Task, total int, err error) {
 	return s.records.Find(ctx, scope, q)
 }
 

@@ -76,8 +76,8 @@ const (
 )
 
 // Phase returns the phase that the import is in.
-func (i *Import) Phase() Phase {
-	switch i.State {
+func (t *Task) Phase() Phase {
+	switch t.State {
 	case Succeeded:
 		return PhaseSucceeded
 	case Failed:
@@ -85,7 +85,7 @@ func (i *Import) Phase() Phase {
 	case Canceled:
 		return PhaseCanceled
 	}
-	if i.Epoch == 0 {
+	if t.Epoch == 0 {
 		return PhaseWaiting
 	}
 	return PhaseWorking

@@ -20,6 +20,8 @@ var (
 	ErrImageImporting  = fault.New(fault.Conflict, "image_importing", "The image is still being imported.").Try("Cancel the import, or wait for its end.")
 	ErrImageRemoving   = fault.New(fault.Conflict, "image_removing", "The image is being removed.")
 	ErrTooManyImports  = fault.New(fault.Exhausted, "too_many_imports", "Too many imports are unfinished.").Try("Wait until some have finished, or cancel them.")
+	ErrNameExporting   = fault.New(fault.Conflict, "name_exporting", "An image of that name is being exported to the container already.").Try("Wait until that export has ended.")
+	ErrImageExporting  = fault.New(fault.Conflict, "image_exporting", "The image is being exported to the container already.").Try("Wait until that export has ended, or cancel it.")
 	ErrFenced          = fault.New(fault.Fenced, "fenced", "Another worker has the import.")
 	ErrNotClaimable    = fault.New(fault.Fenced, "not_claimable", "The import needs no worker.")
 	ErrCancelCameFirst = fault.New(fault.Canceled, "cancel_came_first", "The import was canceled before the image was published.")
@@ -44,7 +46,8 @@ type Scope struct {
 	Region  string
 	Tenant  Tenant
 	Project string // empty: every project of the tenant
-	Dialect string // that the imports came in through; List and Find need it, for others it may be empty: any
+	Dialect string // that the tasks came in through; List and Find need it, for others it may be empty: any
+	Kind    Kind   // empty: KindImport
 }
 
 // Query selects records of a Scope. The zero value selects all.
@@ -56,7 +59,7 @@ type Query struct {
 	// Match is asked about each record that all of the above leaves; nil: yes. A
 	// query that has it takes longer the more records there are, not the further
 	// Start is. So does one for a name in phases in which names are given back.
-	Match func(*Import) bool
+	Match func(*Task) bool
 
 	Start, Limit int // of what is selected, newest first
 }
@@ -70,25 +73,26 @@ type Records interface {
 	//
 	// A repeated ClientToken returns the first import, with fresh false, if the
 	// fingerprint is the same, else ErrTokenMismatch. ErrNameInUse,
-	// ErrImageIDInUse and ErrTooManyImports name the rule that spec breaks;
-	// then nothing was written, and the token is not used up.
-	Create(ctx context.Context, spec *Spec, limits Limits) (imp *Import, fresh bool, err error)
+	// ErrImageIDInUse, ErrTooManyImports and, of exports, ErrNameExporting and
+	// ErrImageExporting name the rule that spec breaks; then nothing was written, and
+	// the token is not used up.
+	Create(ctx context.Context, spec *Spec, limits Limits) (task *Task, fresh bool, err error)
 
 	// Admit returns what Create would at this moment, and writes nothing: the import
 	// of a repeated ClientToken, the error, or nil for a new import.
-	Admit(ctx context.Context, spec *Spec, limits Limits) (*Import, error)
+	Admit(ctx context.Context, spec *Spec, limits Limits) (*Task, error)
 
 	// Get returns ErrUnknown for a record that never was or has expired, and
 	// for one outside of scope; callers cannot tell these apart.
-	Get(ctx context.Context, scope Scope, id ID) (*Import, error)
+	Get(ctx context.Context, scope Scope, id ID) (*Task, error)
 
 	// List returns up to limit records from index start on, newest first.
 	// Past the end it returns none.
-	List(ctx context.Context, scope Scope, start, limit int) ([]*Import, error)
+	List(ctx context.Context, scope Scope, start, limit int) ([]*Task, error)
 
 	// Find returns what q selects of the imports with Spec.ListsImage, newest
 	// first and without their attempts, and how many there are without q.Limit.
-	Find(ctx context.Context, scope Scope, q Query) (found []*Import, total int, err error)
+	Find(ctx context.Context, scope Scope, q Query) (found []*Task, total int, err error)
 
 	// DeleteImage accepts the deletion of an import's image, exactly once. From then
 	// on the image is not listed, its name and quota are free, and a worker removes
@@ -112,13 +116,16 @@ type Progress struct {
 
 // Claims is the store as a worker sees it.
 //
-// All methods but Claim write under held and return ErrFenced, having changed
+// All methods but Claim and Fate write under held and return ErrFenced, having changed
 // nothing, if another claim came after it or the record is gone.
 type Claims interface {
 	// Claim takes an import that nobody holds, under a new epoch and for the length of
 	// lease: a Queued one that is due, or one of which something is to be removed, as it
 	// is Cancelling or its image was deleted. ErrNotClaimable: there is nothing to do.
 	Claim(ctx context.Context, ref Ref, worker string, lease time.Duration) (*Claimed, error)
+
+	// Fate returns the state of a task, whoever has it. ErrUnknown: its record is gone.
+	Fate(ctx context.Context, ref Ref) (State, error)
 
 	// Beat extends the claim by lease from now, stores p, and returns the state:
 	// Processing to go on, Cancelling when a cancel was accepted.
@@ -169,7 +176,7 @@ type Claims interface {
 // Claimed is what Claim returns: the record, the claim on it, and the last
 // checkpoint (nil if there is none).
 type Claimed struct {
-	Import     *Import
+	Task       *Task
 	Held       Held
 	Checkpoint []byte
 }
@@ -226,7 +233,7 @@ type Backlog interface {
 	Recall(ctx context.Context, t Ticket, now time.Time) error
 
 	// Expired returns the records whose claims ran out before now.
-	Expired(ctx context.Context, tenant Tenant, now time.Time) ([]*Import, error)
+	Expired(ctx context.Context, tenant Tenant, now time.Time) ([]*Task, error)
 	// Expire takes the claim from a worker that is taken for dead, counts a
 	// crash, and lets the import wait for pause; a Cancelling one does not wait.
 	// ErrFenced: the claim is not the current one any more, or was extended.

@@ -16,12 +16,12 @@ func TestCancelIsQuick(t *testing.T) {
 	tn := c.tenants[0]
 	o := c.store.putSparse(tn.bucket(), "large.raw", 4<<30)
 	id := tn.register("canceled", o)
-	tn.await(id, time.Minute, func(imp *tasks.Import) bool { return imp.Stage == tasks.StageCopying && imp.Progress >= 20 })
+	tn.await(id, time.Minute, func(imp *tasks.Task) bool { return imp.Stage == tasks.StageCopying && imp.Progress >= 20 })
 	if err := tn.api().Cancel(t.Context(), id); err != nil {
 		t.Fatal(err)
 	}
 	accepted := time.Now()
-	last := tn.await(id, 30*time.Second, func(imp *tasks.Import) bool { return imp.State.Final() })
+	last := tn.await(id, 30*time.Second, func(imp *tasks.Task) bool { return imp.State.Final() })
 	took := time.Since(accepted)
 	received := c.link.Received.Load()
 	t.Logf("canceled %s after the cancel was accepted, at %d percent", took.Round(time.Millisecond), last.Progress)

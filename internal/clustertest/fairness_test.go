@@ -28,7 +28,7 @@ func TestFairness(t *testing.T) {
 	before := busy.succeeded()
 	asked := time.Now()
 	id := other.register("single", single)
-	end := other.await(id, time.Minute, func(imp *tasks.Import) bool { return imp.State.Final() })
+	end := other.await(id, time.Minute, func(imp *tasks.Task) bool { return imp.State.Final() })
 	passed := busy.succeeded() - before
 	t.Logf("the single import waited %s and ended after %s; meanwhile %d of the other tenant's %d ended",
 		end.StartedAt.Sub(asked).Round(time.Millisecond), end.FinishedAt.Sub(asked).Round(time.Millisecond), passed, many)

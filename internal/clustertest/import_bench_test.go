@@ -118,7 +118,7 @@ func (c *cluster) timeImport(o *object, guest string) time.Duration {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	end := tn.await(id, 10*time.Minute, func(imp *tasks.Import) bool { return imp.State.Final() })
+	end := tn.await(id, 10*time.Minute, func(imp *tasks.Task) bool { return imp.State.Final() })
 	took := time.Since(began)
 	if end.State != tasks.Succeeded {
 		c.t.Fatalf("import is %s: %v", end.State, end.Failure)

@@ -28,15 +28,15 @@ func TestTakeover(t *testing.T) {
 	o := c.store.putSparse(tn.bucket(), "large.raw", size)
 	c.store.sum(tn.bucket(), o)
 	id := tn.register("taken over", o)
-	reached := func(percent int) *tasks.Import {
+	reached := func(percent int) *tasks.Task {
 		t.Helper()
-		return tn.await(id, time.Minute, func(imp *tasks.Import) bool {
+		return tn.await(id, time.Minute, func(imp *tasks.Task) bool {
 			return imp.State == tasks.Processing && imp.Progress >= percent && imp.DoneBytes >= size*int64(percent)/100
 		})
 	}
-	claimed := func(epoch tasks.Epoch) *tasks.Import {
+	claimed := func(epoch tasks.Epoch) *tasks.Task {
 		t.Helper()
-		return tn.await(id, time.Minute, func(imp *tasks.Import) bool { return imp.Epoch == epoch })
+		return tn.await(id, time.Minute, func(imp *tasks.Task) bool { return imp.Epoch == epoch })
 	}
 
 	first := reached(40)
@@ -64,7 +64,7 @@ func TestTakeover(t *testing.T) {
 		t.Errorf("attempts ran in %s, %s, %s", first.Worker, second.Worker, third.Worker)
 	}
 
-	last := tn.await(id, time.Minute, func(imp *tasks.Import) bool { return imp.State.Final() })
+	last := tn.await(id, time.Minute, func(imp *tasks.Task) bool { return imp.State.Final() })
 	if last.State != tasks.Succeeded || len(last.Attempts) != 3 {
 		t.Fatalf("import %s: %+v\n%s", last.State, last.Attempts, c.explain(id))
 	}

@@ -312,8 +312,8 @@ func (d *Dispatcher) reclaim(ctx context.Context, loads map[tasks.Tenant]tasks.L
 		if err != nil {
 			return err
 		}
-		for _, imp := range lost {
-			if err := d.expire(ctx, imp, now); err != nil {
+		for _, task := range lost {
+			if err := d.expire(ctx, task, now); err != nil {
 				return err
 			}
 		}
@@ -321,14 +321,14 @@ func (d *Dispatcher) reclaim(ctx context.Context, loads map[tasks.Tenant]tasks.L
 	})
 }
 
-func (d *Dispatcher) expire(ctx context.Context, imp *tasks.Import, now time.Time) error {
+func (d *Dispatcher) expire(ctx context.Context, task *tasks.Task, now time.Time) error {
 	attempt := tasks.Attempt{
-		Epoch: imp.Epoch, Worker: imp.Worker, StartedAt: imp.ClaimedAt, EndedAt: now.UTC(),
-		Outcome: tasks.OutcomeLost, DoneBytes: imp.DoneBytes,
+		Epoch: task.Epoch, Worker: task.Worker, StartedAt: task.ClaimedAt, EndedAt: now.UTC(),
+		Outcome: tasks.OutcomeLost, DoneBytes: task.DoneBytes,
 		Cause: &tasks.Failure{Code: "worker_lost", Message: "The worker that ran the import stopped answering."},
 	}
-	pause := crashPauses[min(imp.Crashes, len(crashPauses)-1)]
-	err := d.backlog.Expire(ctx, tasks.Held{Ref: imp.Ref(), Epoch: imp.Epoch}, attempt, pause, now)
+	pause := crashPauses[min(task.Crashes, len(crashPauses)-1)]
+	err := d.backlog.Expire(ctx, tasks.Held{Ref: task.Ref(), Epoch: task.Epoch}, attempt, pause, now)
 	switch {
 	case fault.KindOf(err) == fault.Fenced:
 		return nil // it beat in the last moment
@@ -336,7 +336,7 @@ func (d *Dispatcher) expire(ctx context.Context, imp *tasks.Import, now time.Tim
 		return err
 	}
 	d.expired.Add(1)
-	d.log.Warn().Str("import_id", string(imp.ID)).Int64("epoch", int64(imp.Epoch)).Str("lost_worker", imp.Worker).Dur("pause", pause).
+	d.log.Warn().Str("import_id", string(task.ID)).Int64("epoch", int64(task.Epoch)).Str("lost_worker", task.Worker).Dur("pause", pause).
 		Msg("claim ran out; the import is queued again")
 	return nil
 }

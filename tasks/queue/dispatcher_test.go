@@ -103,13 +103,13 @@ func (f *fixture) claim(ref tasks.Ref) tasks.Held {
 	return c.Held
 }
 
-func (f *fixture) get(spec *tasks.Spec) *tasks.Import {
+func (f *fixture) get(spec *tasks.Spec) *tasks.Task {
 	f.t.Helper()
-	imp, err := f.store.Get(f.t.Context(), tasks.Scope{Region: region, Tenant: spec.Owner.Tenant}, spec.ID)
+	task, err := f.store.Get(f.t.Context(), tasks.Scope{Region: region, Tenant: spec.Owner.Tenant}, spec.ID)
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	return imp
+	return task
 }
 
 func TestOneTenantDoesNotStarveAnother(t *testing.T) {
@@ -190,9 +190,9 @@ func TestDeadWorkersImportIsQueuedAgain(t *testing.T) {
 		t.Errorf("%s before the lease is over", got)
 	}
 	f.rounds(2 * time.Second)
-	imp := f.get(spec)
-	if imp.State != tasks.Queued || imp.Crashes != 1 || imp.Attempts[0].Outcome != tasks.OutcomeLost || f.Expired() != 1 {
-		t.Errorf("%+v", imp)
+	task := f.get(spec)
+	if task.State != tasks.Queued || task.Crashes != 1 || task.Attempts[0].Outcome != tasks.OutcomeLost || f.Expired() != 1 {
+		t.Errorf("%+v", task)
 	}
 	if last := f.belt.tickets[len(f.belt.tickets)-1]; last.ID != spec.ID || last.Number != 2 {
 		t.Errorf("last ticket %+v", last)
@@ -247,9 +247,9 @@ func TestCrashesAreFollowedByPauses(t *testing.T) {
 		f.rounds(roundEvery)
 		f.claim(spec.Ref())
 		f.rounds(lease + 2*roundEvery)
-		imp := f.get(spec)
-		if got := imp.NotBefore.Sub(imp.Attempts[i].EndedAt); got != pause || imp.Crashes != i+1 {
-			t.Errorf("crash %d: pause of %s, want %s", imp.Crashes, got, pause)
+		task := f.get(spec)
+		if got := task.NotBefore.Sub(task.Attempts[i].EndedAt); got != pause || task.Crashes != i+1 {
+			t.Errorf("crash %d: pause of %s, want %s", task.Crashes, got, pause)
 		}
 		f.clock = f.clock.Add(pause)
 		f.rounds(lease)
@@ -267,7 +267,7 @@ func (f far) Survey(ctx context.Context, tenants []tasks.Tenant, now, before tim
 	return f.Backlog.Survey(ctx, tenants, now, before)
 }
 
-func (f far) Expired(ctx context.Context, tenant tasks.Tenant, now time.Time) ([]*tasks.Import, error) {
+func (f far) Expired(ctx context.Context, tenant tasks.Tenant, now time.Time) ([]*tasks.Task, error) {
 	*f.calls++
 	return f.Backlog.Expired(ctx, tenant, now)
 }

@@ -125,7 +125,7 @@ func (s *Store) Dispatch(ctx context.Context, tenant tasks.Tenant, cleanup bool,
 	}
 	var tickets []tasks.Ticket
 	for _, id := range ids {
-		number, err := dispatchCmd.Run(ctx, s.rdb, importKeys(k, tasks.ID(id)), id, at(now), flag(cleanup)).Int64()
+		number, err := dispatchCmd.Run(ctx, s.rdb, taskKeys(k, tasks.ID(id)), id, at(now), flag(cleanup)).Int64()
 		if err != nil {
 			return tickets, redisError("dispatch import", err)
 		}
@@ -172,7 +172,7 @@ func (s *Store) Unclaimed(ctx context.Context, tenant tasks.Tenant, before time.
 
 // Recall implements tasks.Backlog.
 func (s *Store) Recall(ctx context.Context, t tasks.Ticket, now time.Time) error {
-	err := recallCmd.Run(ctx, s.rdb, importKeys(keysOf(t.Tenant), t.ID), string(t.ID), at(now), flag(t.Cleanup), t.Number).Err()
+	err := recallCmd.Run(ctx, s.rdb, taskKeys(keysOf(t.Tenant), t.ID), string(t.ID), at(now), flag(t.Cleanup), t.Number).Err()
 	if err != nil {
 		return redisError("recall ticket", err)
 	}
@@ -180,7 +180,7 @@ func (s *Store) Recall(ctx context.Context, t tasks.Ticket, now time.Time) error
 }
 
 // Expired implements tasks.Backlog.
-func (s *Store) Expired(ctx context.Context, tenant tasks.Tenant, now time.Time) ([]*tasks.Import, error) {
+func (s *Store) Expired(ctx context.Context, tenant tasks.Tenant, now time.Time) ([]*tasks.Task, error) {
 	k := keysOf(tenant)
 	ids, err := s.rdb.ZRangeByScore(ctx, k.running(), dueBy(now, 0)).Result()
 	if err != nil {
@@ -261,7 +261,7 @@ func (s *Store) purgeOne(ctx context.Context, k tenantKeys, id tasks.ID, now tim
 	region, _ := got[0].(string)
 	dialect, _ := got[1].(string)
 	project, _ := got[2].(string)
-	keys := append(importKeys(k, id), k.list(region, dialect), k.listOf(region, dialect, project))
+	keys := append(taskKeys(k, id), k.list(region, dialect), k.listOf(region, dialect, project))
 	n, err := purgeCmd.Run(ctx, s.rdb, keys, string(id), at(now)).Int()
 	if err != nil {
 		return false, redisError("purge import", err)

@@ -16,7 +16,7 @@ import (
 // Claim implements tasks.Claims.
 func (s *Store) Claim(ctx context.Context, ref tasks.Ref, worker string, lease time.Duration) (*tasks.Claimed, error) {
 	args := append([]any{string(ref.ID), s.clock(), uuid.NewString(), worker, lease.Milliseconds()}, sources(tasks.Processing)...)
-	reply, err := s.run(ctx, claimCmd, importKeys(keysOf(ref.Tenant), ref.ID), args...)
+	reply, err := s.run(ctx, claimCmd, taskKeys(keysOf(ref.Tenant), ref.ID), args...)
 	if err != nil {
 		return nil, redisError("claim import", err)
 	}
@@ -29,19 +29,31 @@ func (s *Store) Claim(ctx context.Context, ref tasks.Ref, worker string, lease t
 	// From here on there is a claim to be given back, whatever ctx says.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lease)
 	defer cancel()
-	imp, err := s.read(ctx, ref)
+	task, err := s.read(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
 	held := tasks.Held{Ref: ref, Epoch: tasks.Epoch(reply.number(1))}
-	if imp.Epoch != held.Epoch {
+	if task.Epoch != held.Epoch {
 		return nil, tasks.ErrFenced
 	}
 	checkpoint, err := s.rdb.HGet(ctx, keysOf(ref.Tenant).record(ref.ID), "checkpoint").Bytes()
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return nil, redisError("read checkpoint", err)
 	}
-	return &tasks.Claimed{Import: imp, Held: held, Checkpoint: checkpoint}, nil
+	return &tasks.Claimed{Task: task, Held: held, Checkpoint: checkpoint}, nil
+}
+
+// Fate implements tasks.Claims.
+func (s *Store) Fate(ctx context.Context, ref tasks.Ref) (tasks.State, error) {
+	state, err := s.rdb.HGet(ctx, keysOf(ref.Tenant).record(ref.ID), "state").Result()
+	switch {
+	case errors.Is(err, redis.Nil):
+		return "", tasks.ErrUnknown
+	case err != nil:
+		return "", redisError("read state", err)
+	}
+	return tasks.State(state), nil
 }
 
 // Beat implements tasks.Claims.
@@ -177,7 +189,7 @@ func (s *Store) runHeld(ctx context.Context, script *redis.Script, held tasks.He
 
 func (s *Store) runHeldAt(ctx context.Context, script *redis.Script, held tasks.Held, now string, args ...any) (answer, error) {
 	args = append([]any{string(held.ID), now, int64(held.Epoch)}, args...)
-	reply, err := s.run(ctx, script, importKeys(keysOf(held.Tenant), held.ID), args...)
+	reply, err := s.run(ctx, script, taskKeys(keysOf(held.Tenant), held.ID), args...)
 	if err != nil {
 		return nil, redisError("write import", err)
 	}

@@ -105,8 +105,8 @@ func TestQueuedAgainIsCancelledThroughAWorker(t *testing.T) {
 			t.Fatalf("a canceled import is due at once, for clean-up: %+v, %v", tickets, err)
 		}
 		c := claim(t, s, spec.Ref())
-		if c.Import.State != tasks.Cancelling || c.Import.Setbacks != 1 || len(c.Import.Attempts) != 1 {
-			t.Errorf("claimed %+v", c.Import)
+		if c.Task.State != tasks.Cancelling || c.Task.Setbacks != 1 || len(c.Task.Attempts) != 1 {
+			t.Errorf("claimed %+v", c.Task)
 		}
 		if _, err := s.Claim(ctx, spec.Ref(), "w2", lease); !errors.Is(err, tasks.ErrNotClaimable) {
 			t.Errorf("a second clean-up: %v", err)
@@ -247,9 +247,9 @@ func TestReassign(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		imp, err := s.Get(ctx, scopeOf(spec), spec.ID)
-		if err != nil || imp.ImageID != id || imp.State != tasks.Processing {
-			t.Errorf("Get: %+v, %v", imp, err)
+		task, err := s.Get(ctx, scopeOf(spec), spec.ID)
+		if err != nil || task.ImageID != id || task.State != tasks.Processing {
+			t.Errorf("Get: %+v, %v", task, err)
 		}
 		if list, err := s.List(ctx, scopeOf(spec), 1, 1); err != nil || len(list) != 1 || list[0].ImageID != id {
 			t.Errorf("List: %v, %v", list, err)
@@ -266,8 +266,8 @@ func TestReassign(t *testing.T) {
 			t.Fatal(err)
 		}
 		again := claim(t, s, spec.Ref())
-		if again.Import.ImageID != id || again.Checkpoint != nil {
-			t.Errorf("claimed with image %s and checkpoint %q", again.Import.ImageID, again.Checkpoint)
+		if again.Task.ImageID != id || again.Checkpoint != nil {
+			t.Errorf("claimed with image %s and checkpoint %q", again.Task.ImageID, again.Checkpoint)
 		}
 		if err := s.Fail(ctx, again.Held, tasks.Failure{Code: "x"}, attemptOf(again.Held, "failed")); err != nil {
 			t.Fatal(err)
@@ -291,9 +291,9 @@ func TestBeat(t *testing.T) {
 				t.Fatalf("Beat: %s, %v", st, err)
 			}
 		}
-		imp, err := s.Get(ctx, scopeOf(spec), spec.ID)
-		if err != nil || imp.Progress != 99 || imp.Stage != tasks.StageCopying || imp.DoneBytes != 5 {
-			t.Errorf("%+v, %v", imp, err)
+		task, err := s.Get(ctx, scopeOf(spec), spec.ID)
+		if err != nil || task.Progress != 99 || task.Stage != tasks.StageCopying || task.DoneBytes != 5 {
+			t.Errorf("%+v, %v", task, err)
 		}
 		if late, err := s.Expired(ctx, "d1", start.Add(lease+500*time.Millisecond)); len(late) != 0 || err != nil {
 			t.Errorf("a beat extends the claim: %v, %v", late, err)
@@ -318,18 +318,18 @@ func TestGettingFurtherForgives(t *testing.T) {
 		create(t, s, spec)
 		now := time.Duration(0)
 		// turn is an attempt that saves a checkpoint and ends.
-		turn := func(reached int64, end func(tasks.Held)) *tasks.Import {
+		turn := func(reached int64, end func(tasks.Held)) *tasks.Task {
 			t.Helper()
 			c := claim(t, s, spec.Ref())
 			if err := s.SaveCheckpoint(ctx, c.Held, []byte("half\x00way"), reached); err != nil {
 				t.Fatal(err)
 			}
 			end(c.Held)
-			imp, err := s.Get(ctx, scopeOf(spec), spec.ID)
+			task, err := s.Get(ctx, scopeOf(spec), spec.ID)
 			if err != nil {
 				t.Fatal(err)
 			}
-			return imp
+			return task
 		}
 		crash := func(h tasks.Held) {
 			now += lease
@@ -353,21 +353,21 @@ func TestGettingFurtherForgives(t *testing.T) {
 			{101, fail, 0, 1},
 			{0, crash, 1, 1},
 		} {
-			imp := turn(step.reached, step.end)
-			if imp.Crashes != step.crashes || imp.Setbacks != step.setbacks {
-				t.Errorf("step %d: %d crashes, %d setbacks", i, imp.Crashes, imp.Setbacks)
+			task := turn(step.reached, step.end)
+			if task.Crashes != step.crashes || task.Setbacks != step.setbacks {
+				t.Errorf("step %d: %d crashes, %d setbacks", i, task.Crashes, task.Setbacks)
 			}
 		}
 		c := claim(t, s, spec.Ref())
-		if string(c.Checkpoint) != "half\x00way" || len(c.Import.Attempts) != 5 {
-			t.Errorf("checkpoint %q, %d attempts", c.Checkpoint, len(c.Import.Attempts))
+		if string(c.Checkpoint) != "half\x00way" || len(c.Task.Attempts) != 5 {
+			t.Errorf("checkpoint %q, %d attempts", c.Checkpoint, len(c.Task.Attempts))
 		}
 		if err := s.SaveCheckpoint(ctx, c.Held, nil, 0); err != nil {
 			t.Fatal(err)
 		}
 		fail(c.Held)
-		if c := claim(t, s, spec.Ref()); c.Checkpoint != nil || c.Import.Crashes != 1 {
-			t.Errorf("checkpoint %q, %d crashes", c.Checkpoint, c.Import.Crashes)
+		if c := claim(t, s, spec.Ref()); c.Checkpoint != nil || c.Task.Crashes != 1 {
+			t.Errorf("checkpoint %q, %d crashes", c.Checkpoint, c.Task.Crashes)
 		}
 	})
 }
@@ -391,7 +391,7 @@ func TestClaimsFollowTheClockOfRedis(t *testing.T) {
 			t.Errorf("%s later: %d expired, %v", at.Sub(now), len(late), err)
 		}
 	}
-	if imp, err := s.Get(t.Context(), scopeOf(spec), spec.ID); err != nil || imp.ClaimedAt.Before(now.Add(-time.Minute)) || imp.NotBefore.Before(now.Add(-time.Minute)) {
-		t.Errorf("%+v, %v", imp, err)
+	if task, err := s.Get(t.Context(), scopeOf(spec), spec.ID); err != nil || task.ClaimedAt.Before(now.Add(-time.Minute)) || task.NotBefore.Before(now.Add(-time.Minute)) {
+		t.Errorf("%+v, %v", task, err)
 	}
 }

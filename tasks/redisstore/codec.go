@@ -14,10 +14,11 @@ import (
 // that only Go reads are JSON.
 //
 //	spec          JSON of tasks.Spec; never changes
-//	region, project, dialect, image, name
-//	              copies out of spec, for scripts; image and name are the
-//	              fields of the images and names hashes, name is empty if the
-//	              name is not reserved; the id in image goes before that in spec
+//	region, project, dialect, kind, image, name
+//	              copies out of spec, for scripts; dialect is what api makes of it,
+//	              image and name are the fields of the images and names hashes, name is
+//	              empty if the name is not reserved; an import's id in image goes
+//	              before that in spec
 //	list, phase, seq, usage, disks
 //	              for an import with ListsImage: its list, its tasks.Phase, its
 //	              score in lists, what its fields of the usage hash begin with, and
@@ -50,7 +51,7 @@ var readFields = []string{
 
 // decode makes an Import of the values of readFields. It returns nil for a
 // record that does not exist.
-func decode(values []any) (*tasks.Import, error) {
+func decode(values []any) (*tasks.Task, error) {
 	if len(values) != len(readFields) {
 		return nil, fmt.Errorf("decode record: %d fields", len(values))
 	}
@@ -63,7 +64,7 @@ func decode(values []any) (*tasks.Import, error) {
 			r.values[readFields[i]] = s
 		}
 	}
-	imp := &tasks.Import{
+	task := &tasks.Task{
 		State:      tasks.State(r.values["state"]),
 		Epoch:      tasks.Epoch(r.int("epoch")),
 		Worker:     r.values["worker"],
@@ -81,18 +82,18 @@ func decode(values []any) (*tasks.Import, error) {
 		DeletedAt:  r.time("deleted_ms"),
 		Removed:    r.values["removed"] == "1",
 	}
-	r.json("spec", &imp.Spec)
-	if _, id, ok := strings.Cut(r.values["image"], "/"); ok {
-		imp.ImageID = id
+	r.json("spec", &task.Spec)
+	if _, id, ok := strings.Cut(r.values["image"], "/"); ok && task.Export == nil {
+		task.ImageID = id
 	}
-	r.json("counters", &imp.Counters)
-	r.json("verdict", &imp.Verdict)
-	r.json("failure", &imp.Failure)
-	r.json("result", &imp.Result)
+	r.json("counters", &task.Counters)
+	r.json("verdict", &task.Verdict)
+	r.json("failure", &task.Failure)
+	r.json("result", &task.Result)
 	if r.err != nil {
-		return nil, fmt.Errorf("decode record %s: %w", imp.ID, r.err)
+		return nil, fmt.Errorf("decode record %s: %w", task.ID, r.err)
 	}
-	return imp, nil
+	return task, nil
 }
 
 // reader reads typed fields and keeps the first error.

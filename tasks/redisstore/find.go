@@ -12,16 +12,16 @@ import (
 )
 
 // Find implements tasks.Records.
-func (s *Store) Find(ctx context.Context, scope tasks.Scope, q tasks.Query) (found []*tasks.Import, total int, err error) {
+func (s *Store) Find(ctx context.Context, scope tasks.Scope, q tasks.Query) (found []*tasks.Task, total int, err error) {
 	k := keysOf(scope.Tenant)
-	list := k.list(scope.Region, scope.Dialect)
+	list := k.list(scope.Region, api(scope.Dialect, scope.Kind))
 	if q.Images {
 		list = imagesList(list)
 	}
 	switch {
 	case q.IDs != nil:
 		return s.findAmong(ctx, k, scope, q)
-	case q.Name != "" && reserved(q):
+	case q.Name != "" && keepsNames(q):
 		id, err := s.rdb.HGet(ctx, k.names(), scope.Region+"/"+q.Name).Result()
 		if err != nil && !errors.Is(err, redis.Nil) {
 			return nil, 0, redisError("find name", err)
@@ -50,24 +50,24 @@ func (s *Store) Find(ctx context.Context, scope tasks.Scope, q tasks.Query) (fou
 	return found, int(reply.number(0)), err
 }
 
-// reserved reports whether all that q can select have their names reserved: what exists,
+// keepsNames reports whether all that q can select have their names reserved: what exists,
 // or is being imported.
-func reserved(q tasks.Query) bool {
+func keepsNames(q tasks.Query) bool {
 	givenBack := func(p tasks.Phase) bool { return p == tasks.PhaseFailed || p == tasks.PhaseCanceled }
 	return q.Images && len(q.Phases) > 0 && !slices.ContainsFunc(q.Phases, givenBack)
 }
 
-// selects reports whether q selects imp, which is of the scope's tenant.
-func selects(scope tasks.Scope, q tasks.Query, imp *tasks.Import) bool {
-	return within(scope, imp) && imp.ListsImage &&
-		(!q.Images || imp.DeletedAt.IsZero()) &&
-		(q.Name == "" || imp.Name == q.Name) &&
-		(len(q.Phases) == 0 || slices.Contains(q.Phases, imp.Phase())) &&
-		(q.Match == nil || q.Match(imp))
+// selects reports whether q selects task, which is of the scope's tenant.
+func selects(scope tasks.Scope, q tasks.Query, task *tasks.Task) bool {
+	return within(scope, task) && task.ListsImage &&
+		(!q.Images || task.DeletedAt.IsZero()) &&
+		(q.Name == "" || task.Name == q.Name) &&
+		(len(q.Phases) == 0 || slices.Contains(q.Phases, task.Phase())) &&
+		(q.Match == nil || q.Match(task))
 }
 
 // findAmong looks at the records of q.IDs.
-func (s *Store) findAmong(ctx context.Context, k tenantKeys, scope tasks.Scope, q tasks.Query) ([]*tasks.Import, int, error) {
+func (s *Store) findAmong(ctx context.Context, k tenantKeys, scope tasks.Scope, q tasks.Query) ([]*tasks.Task, int, error) {
 	var ids []string
 	for _, id := range unique(q.IDs) {
 		if id != "" && len(id) <= maxID {
@@ -78,8 +78,8 @@ func (s *Store) findAmong(ctx context.Context, k tenantKeys, scope tasks.Scope, 
 	if err != nil {
 		return nil, 0, err
 	}
-	imports = slices.DeleteFunc(imports, func(imp *tasks.Import) bool { return !selects(scope, q, imp) })
-	slices.SortFunc(imports, func(a, b *tasks.Import) int {
+	imports = slices.DeleteFunc(imports, func(task *tasks.Task) bool { return !selects(scope, q, task) })
+	slices.SortFunc(imports, func(a, b *tasks.Task) int {
 		if c := b.RequestedAt.Compare(a.RequestedAt); c != 0 {
 			return c
 		}
@@ -95,7 +95,7 @@ const scanBatch = 500
 
 // scan looks at all records of a list, and keeps only the page in memory. It goes by
 // score, so that what comes or goes meanwhile moves nothing.
-func (s *Store) scan(ctx context.Context, k tenantKeys, list string, scope tasks.Scope, q tasks.Query) (found []*tasks.Import, total int, err error) {
+func (s *Store) scan(ctx context.Context, k tenantKeys, list string, scope tasks.Scope, q tasks.Query) (found []*tasks.Task, total int, err error) {
 	below := "+inf"
 	for {
 		batch, err := s.rdb.ZRevRangeByScoreWithScores(ctx, list, &redis.ZRangeBy{Min: "-inf", Max: below, Count: scanBatch}).Result()
@@ -111,12 +111,12 @@ func (s *Store) scan(ctx context.Context, k tenantKeys, list string, scope tasks
 		if err != nil {
 			return nil, 0, err
 		}
-		for _, imp := range imports {
-			if !selects(scope, q, imp) {
+		for _, task := range imports {
+			if !selects(scope, q, task) {
 				continue
 			}
 			if total >= q.Start && len(found) < q.Limit {
-				found = append(found, imp)
+				found = append(found, task)
 			}
 			total++
 		}

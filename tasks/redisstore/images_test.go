@@ -127,9 +127,9 @@ func TestDeleteImage(t *testing.T) {
 		if accepted.Load() != 1 {
 			t.Errorf("%d deletions accepted", accepted.Load())
 		}
-		imp, err := s.Get(ctx, scopeOf(spec), spec.ID)
-		if err != nil || imp.State != tasks.Succeeded || imp.DeletedAt.IsZero() || imp.Removed || imp.Progress != 100 {
-			t.Errorf("deleted: %+v, %v", imp, err)
+		task, err := s.Get(ctx, scopeOf(spec), spec.ID)
+		if err != nil || task.State != tasks.Succeeded || task.DeletedAt.IsZero() || task.Removed || task.Progress != 100 {
+			t.Errorf("deleted: %+v, %v", task, err)
 		}
 		create(t, s, newImage("b", "web")) // the name is free
 	})
@@ -179,9 +179,9 @@ func TestRemoval(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		imp, err := s.Get(ctx, scopeOf(spec), spec.ID)
-		if err != nil || !imp.Removed || imp.State != tasks.Succeeded || imp.Progress != 100 || len(imp.Attempts) != 4 {
-			t.Errorf("removed: %+v, %v", imp, err)
+		task, err := s.Get(ctx, scopeOf(spec), spec.ID)
+		if err != nil || !task.Removed || task.State != tasks.Succeeded || task.Progress != 100 || len(task.Attempts) != 4 {
+			t.Errorf("removed: %+v, %v", task, err)
 		}
 		wantErr(t, "a deletion afterwards", s.DeleteImage(ctx, scopeOf(spec), spec.ID), tasks.ErrUnknown)
 		wantErr(t, "a late end of the import", s.Succeed(ctx, old, attemptOf(old, "succeeded")), tasks.ErrFenced)
@@ -234,7 +234,7 @@ func TestFind(t *testing.T) {
 				q.Phases = append(q.Phases, phases[random.IntN(5)])
 			}
 			if random.IntN(4) == 0 {
-				q.Match = func(imp *tasks.Import) bool { return len(imp.Name)%2 == 0 }
+				q.Match = func(task *tasks.Task) bool { return len(task.Name)%2 == 0 }
 			}
 			if random.IntN(3) == 0 {
 				q.Name = fmt.Sprint("web", random.IntN(60))
@@ -244,11 +244,11 @@ func TestFind(t *testing.T) {
 			}
 			var want []tasks.ID
 			for _, id := range all {
-				imp, err := s.Get(ctx, scope, id)
+				task, err := s.Get(ctx, scope, id)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if selects(scope, q, imp) && (q.IDs == nil || slices.Contains(q.IDs, id)) {
+				if selects(scope, q, task) && (q.IDs == nil || slices.Contains(q.IDs, id)) {
 					want = append(want, id)
 				}
 			}
@@ -256,8 +256,8 @@ func TestFind(t *testing.T) {
 			want = want[min(q.Start, total):min(q.Start+q.Limit, total)]
 			found, n, err := s.Find(ctx, scope, q)
 			var got []tasks.ID
-			for _, imp := range found {
-				got = append(got, imp.ID)
+			for _, task := range found {
+				got = append(got, task.ID)
 			}
 			if err != nil || n != total || !slices.Equal(got, want) {
 				t.Fatalf("%+v\n got %d %v, %v\nwant %d %v", q, n, got, err, total, want)
@@ -334,8 +334,8 @@ func TestFindAmongTenThousand(t *testing.T) {
 			if err != nil || total != want || len(found) != page {
 				t.Fatalf("%s from %d: %d of %d, %v", what, q.Start, len(found), total, err)
 			}
-			for _, imp := range found {
-				seen[imp.ID] = true
+			for _, task := range found {
+				seen[task.ID] = true
 			}
 		}
 		if len(seen) != want {

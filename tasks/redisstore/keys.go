@@ -41,15 +41,23 @@ func (k tenantKeys) attempts(id tasks.ID) string {
 	return k.prefix + "attempts:" + escape(string(id))
 }
 
-// list (ZSET) orders the import ids of a region and dialect by the number that seq
-// gave them.
-func (k tenantKeys) list(region, dialect string) string {
-	return k.prefix + "list:" + escape(region) + ":" + escape(dialect)
+// api names what a task came in through, in keys and records: its dialect, and for all
+// kinds but imports the kind.
+func api(dialect string, kind tasks.Kind) string {
+	if dialect == "" || kind == "" || kind == tasks.KindImport {
+		return dialect
+	}
+	return dialect + "/" + string(kind)
+}
+
+// list (ZSET) orders the ids of a region and api by the number that seq gave them.
+func (k tenantKeys) list(region, api string) string {
+	return k.prefix + "list:" + escape(region) + ":" + escape(api)
 }
 
 // listOf (ZSET) holds those of list that are of a project.
-func (k tenantKeys) listOf(region, dialect, project string) string {
-	return k.list(region, dialect) + ":of:" + escape(project)
+func (k tenantKeys) listOf(region, api, project string) string {
+	return k.list(region, api) + ":of:" + escape(project)
 }
 
 // Lists (ZSET) of the imports with Spec.ListsImage. Scripts make their names out of the
@@ -78,11 +86,26 @@ func (k tenantKeys) ended() string { return k.prefix + "ended" }
 // <region>/<dialect>/disks.
 func (k tenantKeys) usage() string { return k.prefix + "usage" }
 
-// images (HASH) maps region/image id to the unfinished import that wants it.
+// images (HASH) maps region/image id to the unfinished import that wants it, and
+// /region/project/container/image id to the unfinished export that writes it there.
 func (k tenantKeys) images() string { return k.prefix + "images" }
 
-// names (HASH) maps region/name to the import that reserved the name.
+// names (HASH) maps region/name to the import that reserved the name, and
+// /region/project/container/name to the unfinished export that writes objects of it.
 func (k tenantKeys) names() string { return k.prefix + "names" }
+
+// reserved returns the fields of images and names that a task takes. name is empty if it
+// takes none. A region has no slash in it.
+func reserved(spec *tasks.Spec) (image, name string) {
+	if e := spec.Export; e != nil {
+		at := "/" + spec.Region + "/" + spec.Owner.Project + "/" + e.Container + "/"
+		return at + spec.ImageID, at + spec.Name
+	}
+	if spec.UniqueName {
+		name = spec.Region + "/" + spec.Name
+	}
+	return spec.Region + "/" + spec.ImageID, name
+}
 
 // token (HASH, expiring) holds the import and fingerprint of a client token.
 func (k tenantKeys) token(region, token string) string {

@@ -106,12 +106,12 @@ func TestClientTokens(t *testing.T) {
 			wg.Go(func() {
 				spec := newSpec("d1")
 				spec.ClientToken, spec.Fingerprint, spec.UniqueName = "t1", "f1", true
-				imp, made, err := s.Create(ctx, spec, tasks.Limits{})
+				task, made, err := s.Create(ctx, spec, tasks.Limits{})
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				if ids[i] = imp.ID; made {
+				if ids[i] = task.ID; made {
 					fresh.Add(1)
 				}
 			})
@@ -122,8 +122,8 @@ func TestClientTokens(t *testing.T) {
 		}
 		spec := newSpec("d1")
 		spec.ClientToken, spec.Fingerprint = "t1", "f1"
-		if imp, err := s.Admit(ctx, spec, tasks.Limits{}); err != nil || imp == nil || imp.ID != ids[0] {
-			t.Errorf("Admit: %+v, %v", imp, err)
+		if task, err := s.Admit(ctx, spec, tasks.Limits{}); err != nil || task == nil || task.ID != ids[0] {
+			t.Errorf("Admit: %+v, %v", task, err)
 		}
 		spec.Fingerprint = "f2"
 		_, _, err := s.Create(ctx, spec, tasks.Limits{})
@@ -131,8 +131,8 @@ func TestClientTokens(t *testing.T) {
 		_, err = s.Admit(ctx, spec, tasks.Limits{})
 		wantErr(t, "another request in advance", err, tasks.ErrTokenMismatch)
 		spec.ClientToken = "t2"
-		if imp, err := s.Admit(ctx, spec, tasks.Limits{}); imp != nil || err != nil {
-			t.Errorf("a new token: %+v, %v", imp, err)
+		if task, err := s.Admit(ctx, spec, tasks.Limits{}); task != nil || err != nil {
+			t.Errorf("a new token: %+v, %v", task, err)
 		}
 		spec.Region = "elsewhere"
 		if _, made, err := s.Create(ctx, spec, tasks.Limits{}); !made || err != nil {
@@ -164,8 +164,8 @@ func TestListIsNewestFirstAndScoped(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, imp := range page {
-				got = append(got, imp.ID)
+			for _, task := range page {
+				got = append(got, task.ID)
 			}
 		}
 		if !slices.Equal(got, want) {

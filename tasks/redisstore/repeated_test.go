@@ -46,16 +46,16 @@ func TestScriptsRunTwice(t *testing.T) {
 		}
 		attempts := func(spec *tasks.Spec, n int) {
 			t.Helper()
-			if imp, err := s.Get(ctx, scopeOf(spec), spec.ID); err != nil || len(imp.Attempts) != n {
-				t.Errorf("%+v, %v; want %d attempts", imp, err, n)
+			if task, err := s.Get(ctx, scopeOf(spec), spec.ID); err != nil || len(task.Attempts) != n {
+				t.Errorf("%+v, %v; want %d attempts", task, err, n)
 			}
 		}
 		only := tasks.Limits{Unfinished: 1, Quota: tasks.Quota{Images: 1, Disks: 2}}
 		spec := newImage("a", "web")
 		spec.Disks = append(spec.Disks, spec.Disks[0])
 		spec.ClientToken, spec.Fingerprint = "token", "f"
-		if imp, err := s.Admit(ctx, spec, only); imp != nil || err != nil {
-			t.Fatalf("Admit: %v, %v", imp, err)
+		if task, err := s.Admit(ctx, spec, only); task != nil || err != nil {
+			t.Fatalf("Admit: %v, %v", task, err)
 		}
 		if _, fresh, err := s.Create(ctx, spec, only); !fresh || err != nil {
 			t.Fatalf("Create: fresh %v, %v", fresh, err)

@@ -105,9 +105,12 @@ local function finish(to, retention)
   place(0)
   enter(to)
   if redis.call("HGET", KEYS[8], rec.image) == id then redis.call("HDEL", KEYS[8], rec.image) end
+  load("kind")
   if to ~= "succeeded" then
     unname()
     count(-1)
+  elseif rec.kind == "export" then
+    unname() -- from now on its objects tell that the name is taken
   end
   if to ~= "succeeded" or not rec.list then
     redis.call("ZADD", KEYS[7], stamp(now + retention), id)
@@ -149,11 +152,12 @@ local held = rec.claim_until ~= "0"
 // ARGV[8]  -> fingerprint of the client token, or "" for no token
 // ARGV[9]  -> time to live of the token, ms
 // ARGV[10] -> most unfinished imports, 0 for no bound
-// ARGV[11] -> dialect
+// ARGV[11] -> dialect, and kind if that is not import: see api
 // ARGV[12] -> disks if the record stands for the image, else 0
 // ARGV[13] -> most images, 0 for no bound
 // ARGV[14] -> most disks of images, 0 for no bound
 // ARGV[15] -> 1 to make nothing and only answer, else 0
+// ARGV[16] -> kind
 //
 // Returns
 //
@@ -200,7 +204,7 @@ if ARGV[8] ~= "" then
   redis.call("HSET", KEYS[15], "id", id, "fingerprint", ARGV[8])
   redis.call("PEXPIRE", KEYS[15], ARGV[9])
 end
-redis.call("HSET", KEYS[1], "spec", ARGV[3], "region", ARGV[4], "project", ARGV[5], "dialect", ARGV[11],
+redis.call("HSET", KEYS[1], "spec", ARGV[3], "region", ARGV[4], "project", ARGV[5], "dialect", ARGV[11], "kind", ARGV[16],
   "image", ARGV[6], "name", ARGV[7], "epoch", 0, "tickets", 0, "progress", 0,
   "setbacks", 0, "crashes", 0, "furthest", 0)
 giveback("queued", now)
@@ -220,10 +224,11 @@ return {"created"}
 //
 // ARGV[3] -> region that the record must be in
 // ARGV[4] -> project that it must be of, or "" for any
-// ARGV[5] -> dialect that it must have come in through, or "" for any
+// ARGV[5] -> api that it must have come in through, or "" for any
 // ARGV[6] -> retention of the record, ms
 // ARGV[7] -> nonce of this request
-// ARGV[8...] -> states that may become cancelling
+// ARGV[8] -> kind that it must be of
+// ARGV[9...] -> states that may become cancelling
 //
 // Returns
 //
@@ -234,13 +239,13 @@ return {"created"}
 //
 // A second run finds its own nonce and answers as the first.
 var cancelCmd = redis.NewScript(luaLib + `
-load("state", "epoch", "publishing", "region", "project", "dialect", "image", "name", "canceled_by")
-if not rec.state or rec.region ~= ARGV[3] then return {"missing"} end
+load("state", "epoch", "publishing", "region", "project", "dialect", "kind", "image", "name", "canceled_by")
+if not rec.state or rec.region ~= ARGV[3] or (rec.kind or "import") ~= ARGV[8] then return {"missing"} end
 if ARGV[4] ~= "" and rec.project ~= ARGV[4] then return {"missing"} end
 if ARGV[5] ~= "" and rec.dialect ~= ARGV[5] then return {"missing"} end
 if rec.canceled_by == ARGV[7] then return {"accepted", rec.state} end
 if rec.canceled_by then return {"requested"} end
-if rec.publishing == "1" or not among(rec.state, 8) then return {"finished"} end
+if rec.publishing == "1" or not among(rec.state, 9) then return {"finished"} end
 
 redis.call("HSET", KEYS[1], "canceled_by", ARGV[7])
 if rec.state == "queued" and rec.epoch == "0" then

@@ -11,6 +11,7 @@
 package redisstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,7 +65,7 @@ func (s *Store) clock() string {
 func at(t time.Time) string { return strconv.FormatInt(t.UnixMilli(), 10) }
 
 // Create implements tasks.Records.
-func (s *Store) Create(ctx context.Context, spec *tasks.Spec, limits tasks.Limits) (*tasks.Import, bool, error) {
+func (s *Store) Create(ctx context.Context, spec *tasks.Spec, limits tasks.Limits) (*tasks.Task, bool, error) {
 	// The tenant is announced before the record is made, so that a crash in
 	// between does no harm: the dispatcher forgets a tenant without imports. It
 	// might do so just before a Create that took very long, so the tenant is
@@ -72,38 +73,37 @@ func (s *Store) Create(ctx context.Context, spec *tasks.Spec, limits tasks.Limit
 	if err := s.announce(ctx, spec.Owner.Tenant); err != nil {
 		return nil, false, err
 	}
-	if imp, err := s.create(ctx, spec, limits, false); imp != nil || err != nil {
-		return imp, false, err
+	if task, err := s.create(ctx, spec, limits, false); task != nil || err != nil {
+		return task, false, err
 	}
 	if err := s.announce(ctx, spec.Owner.Tenant); err != nil {
 		return nil, false, err
 	}
 	s.hint(ctx, workChannel, "")
-	imp, err := s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, spec.ID)
-	return imp, true, err
+	task, err := s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant, Kind: spec.Kind()}, spec.ID)
+	return task, true, err
 }
 
 // Admit implements tasks.Records.
-func (s *Store) Admit(ctx context.Context, spec *tasks.Spec, limits tasks.Limits) (*tasks.Import, error) {
+func (s *Store) Admit(ctx context.Context, spec *tasks.Spec, limits tasks.Limits) (*tasks.Task, error) {
 	return s.create(ctx, spec, limits, true)
 }
 
 // create runs createCmd. It returns the import of a repeated token, nil if the record
 // was made or (dry) could be.
-func (s *Store) create(ctx context.Context, spec *tasks.Spec, limits tasks.Limits, dry bool) (*tasks.Import, error) {
+func (s *Store) create(ctx context.Context, spec *tasks.Spec, limits tasks.Limits, dry bool) (*tasks.Task, error) {
 	k := keysOf(spec.Owner.Tenant)
-	name, disks := "", 0
-	if spec.UniqueName {
-		name = spec.Region + "/" + spec.Name
-	}
+	disks := 0
 	if spec.ListsImage {
 		disks = len(spec.Disks)
 	}
-	keys := append(importKeys(k, spec.ID), k.list(spec.Region, spec.Dialect),
-		k.listOf(spec.Region, spec.Dialect, spec.Owner.Project), k.seq(), k.token(spec.Region, spec.ClientToken))
+	image, name := reserved(spec)
+	through := api(spec.Dialect, spec.Kind())
+	keys := append(taskKeys(k, spec.ID), k.list(spec.Region, through),
+		k.listOf(spec.Region, through, spec.Owner.Project), k.seq(), k.token(spec.Region, spec.ClientToken))
 	reply, err := s.run(ctx, createCmd, keys, string(spec.ID), s.clock(), toJSON(spec), spec.Region, spec.Owner.Project,
-		spec.Region+"/"+spec.ImageID, name, fingerprint(spec), max(s.opt.Retention, minTokenLife).Milliseconds(), limits.Unfinished,
-		spec.Dialect, disks, limits.Images, limits.Disks, flag(dry))
+		image, name, fingerprint(spec), max(s.opt.Retention, minTokenLife).Milliseconds(), limits.Unfinished,
+		through, disks, limits.Images, limits.Disks, flag(dry), string(spec.Kind()))
 	if err != nil {
 		return nil, redisError("create import", err)
 	}
@@ -111,7 +111,12 @@ func (s *Store) create(ctx context.Context, spec *tasks.Spec, limits tasks.Limit
 	case "created":
 		return nil, nil
 	case "repeated":
-		return s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant}, tasks.ID(reply.word(1)))
+		return s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant, Kind: spec.Kind()}, tasks.ID(reply.word(1)))
+	}
+	if spec.Export != nil {
+		if err, ok := exportErrors[reply.word(0)]; ok {
+			return nil, err
+		}
 	}
 	if err, ok := createErrors[reply.word(0)]; ok {
 		return nil, err
@@ -127,6 +132,12 @@ var createErrors = map[string]error{
 	"too_many_disks":  tasks.ErrTooManyDisks,
 	"name_in_use":     tasks.ErrNameInUse,
 	"image_in_use":    tasks.ErrImageIDInUse,
+}
+
+// exportErrors are those that mean something else for an export.
+var exportErrors = map[string]error{
+	"name_in_use":  tasks.ErrNameExporting,
+	"image_in_use": tasks.ErrImageExporting,
 }
 
 // fingerprint is what the store keeps with a client token. It is never empty if
@@ -147,28 +158,28 @@ func (s *Store) announce(ctx context.Context, tenant tasks.Tenant) error {
 }
 
 // Get implements tasks.Records.
-func (s *Store) Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Import, error) {
-	imp, err := s.read(ctx, tasks.Ref{Tenant: scope.Tenant, ID: id})
+func (s *Store) Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Task, error) {
+	task, err := s.read(ctx, tasks.Ref{Tenant: scope.Tenant, ID: id})
 	if err != nil {
 		return nil, err
 	}
-	if !within(scope, imp) {
+	if !within(scope, task) {
 		return nil, tasks.ErrUnknown
 	}
-	return imp, nil
+	return task, nil
 }
 
 // within reports whether an import of the scope's tenant is in the scope.
-func within(scope tasks.Scope, imp *tasks.Import) bool {
-	return imp.Region == scope.Region && (scope.Project == "" || imp.Owner.Project == scope.Project) &&
-		(scope.Dialect == "" || imp.Dialect == scope.Dialect)
+func within(scope tasks.Scope, task *tasks.Task) bool {
+	return task.Region == scope.Region && (scope.Project == "" || task.Owner.Project == scope.Project) &&
+		(scope.Dialect == "" || task.Dialect == scope.Dialect) && cmp.Or(scope.Kind, tasks.KindImport) == task.Kind()
 }
 
 // maxID bounds an import id in bytes; longer ones cannot exist.
 const maxID = 128
 
 // read returns a whole record, attempts included.
-func (s *Store) read(ctx context.Context, ref tasks.Ref) (*tasks.Import, error) {
+func (s *Store) read(ctx context.Context, ref tasks.Ref) (*tasks.Task, error) {
 	if ref.Tenant == "" || ref.ID == "" || len(ref.ID) > maxID {
 		return nil, tasks.ErrUnknown
 	}
@@ -183,23 +194,24 @@ func (s *Store) read(ctx context.Context, ref tasks.Ref) (*tasks.Import, error) 
 	if err != nil {
 		return nil, redisError("read import", err)
 	}
-	imp, err := decode(fields.Val())
+	task, err := decode(fields.Val())
 	if err != nil {
 		return nil, err
 	}
-	if imp == nil {
+	if task == nil {
 		return nil, tasks.ErrUnknown
 	}
-	imp.Attempts, err = decodeAttempts(attempts.Val())
-	return imp, err
+	task.Attempts, err = decodeAttempts(attempts.Val())
+	return task, err
 }
 
 // List implements tasks.Records.
-func (s *Store) List(ctx context.Context, scope tasks.Scope, start, limit int) ([]*tasks.Import, error) {
+func (s *Store) List(ctx context.Context, scope tasks.Scope, start, limit int) ([]*tasks.Task, error) {
 	k := keysOf(scope.Tenant)
-	list := k.list(scope.Region, scope.Dialect)
+	through := api(scope.Dialect, scope.Kind)
+	list := k.list(scope.Region, through)
 	if scope.Project != "" {
-		list = k.listOf(scope.Region, scope.Dialect, scope.Project)
+		list = k.listOf(scope.Region, through, scope.Project)
 	}
 	ids, err := s.rdb.ZRevRange(ctx, list, int64(start), int64(start)+int64(limit)-1).Result()
 	if err != nil {
@@ -209,7 +221,7 @@ func (s *Store) List(ctx context.Context, scope tasks.Scope, start, limit int) (
 }
 
 // readMany returns the records of ids that exist, without their attempts.
-func (s *Store) readMany(ctx context.Context, k tenantKeys, ids []string) ([]*tasks.Import, error) {
+func (s *Store) readMany(ctx context.Context, k tenantKeys, ids []string) ([]*tasks.Task, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
@@ -223,14 +235,14 @@ func (s *Store) readMany(ctx context.Context, k tenantKeys, ids []string) ([]*ta
 	if err != nil {
 		return nil, redisError("read imports", err)
 	}
-	imports := make([]*tasks.Import, 0, len(ids))
+	imports := make([]*tasks.Task, 0, len(ids))
 	for _, c := range cmds {
-		imp, err := decode(c.Val())
+		task, err := decode(c.Val())
 		if err != nil {
 			return nil, err
 		}
-		if imp != nil { // nil: purged since its id was read
-			imports = append(imports, imp)
+		if task != nil { // nil: purged since its id was read
+			imports = append(imports, task)
 		}
 	}
 	return imports, nil
@@ -241,9 +253,9 @@ func (s *Store) Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tas
 	if scope.Tenant == "" || id == "" || len(id) > maxID {
 		return "", tasks.ErrUnknown
 	}
-	args := append([]any{string(id), s.clock(), scope.Region, scope.Project, scope.Dialect, s.opt.Retention.Milliseconds(), uuid.NewString()},
-		sources(tasks.Cancelling)...)
-	reply, err := s.run(ctx, cancelCmd, importKeys(keysOf(scope.Tenant), id), args...)
+	args := append([]any{string(id), s.clock(), scope.Region, scope.Project, api(scope.Dialect, scope.Kind), s.opt.Retention.Milliseconds(), uuid.NewString(),
+		string(cmp.Or(scope.Kind, tasks.KindImport))}, sources(tasks.Cancelling)...)
+	reply, err := s.run(ctx, cancelCmd, taskKeys(keysOf(scope.Tenant), id), args...)
 	if err != nil {
 		return "", redisError("cancel import", err)
 	}
@@ -274,7 +286,7 @@ func (s *Store) DeleteImage(ctx context.Context, scope tasks.Scope, id tasks.ID)
 	if err := s.announce(ctx, scope.Tenant); err != nil {
 		return err
 	}
-	reply, err := s.run(ctx, deleteImageCmd, importKeys(keysOf(scope.Tenant), id),
+	reply, err := s.run(ctx, deleteImageCmd, taskKeys(keysOf(scope.Tenant), id),
 		string(id), s.clock(), scope.Region, scope.Project, scope.Dialect, uuid.NewString())
 	if err != nil {
 		return redisError("delete image", err)
@@ -321,8 +333,8 @@ func (s *Store) hint(ctx context.Context, channel, payload string) {
 	s.rdb.Publish(ctx, channel, payload)
 }
 
-// importKeys returns the keys that scripts about one import share.
-func importKeys(k tenantKeys, id tasks.ID) []string {
+// taskKeys returns the keys that scripts about one task share.
+func taskKeys(k tenantKeys, id tasks.ID) []string {
 	return []string{k.record(id), k.waiting(), k.dispatched(), k.cleanups(), k.dispatchedCleanup(), k.running(),
 		k.ended(), k.images(), k.names(), k.attempts(id), k.usage()}
 }

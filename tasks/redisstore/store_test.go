@@ -72,13 +72,13 @@ func scopeOf(spec *tasks.Spec) tasks.Scope {
 	return tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant, Project: spec.Owner.Project, Dialect: spec.Dialect}
 }
 
-func create(t *testing.T, s *Store, spec *tasks.Spec) *tasks.Import {
+func create(t *testing.T, s *Store, spec *tasks.Spec) *tasks.Task {
 	t.Helper()
-	imp, fresh, err := s.Create(t.Context(), spec, tasks.Limits{})
+	task, fresh, err := s.Create(t.Context(), spec, tasks.Limits{})
 	if err != nil || !fresh {
 		t.Fatalf("Create: fresh %v, %v", fresh, err)
 	}
-	return imp
+	return task
 }
 
 func claim(t *testing.T, s *Store, ref tasks.Ref) *tasks.Claimed {
@@ -92,11 +92,11 @@ func claim(t *testing.T, s *Store, ref tasks.Ref) *tasks.Claimed {
 
 func state(t *testing.T, s *Store, spec *tasks.Spec) tasks.State {
 	t.Helper()
-	imp, err := s.Get(t.Context(), scopeOf(spec), spec.ID)
+	task, err := s.Get(t.Context(), scopeOf(spec), spec.ID)
 	if err != nil {
 		t.Fatalf("Get: %v", err)
 	}
-	return imp.State
+	return task.State
 }
 
 func wantErr(t *testing.T, op string, err, want error) {

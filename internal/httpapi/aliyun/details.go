@@ -40,7 +40,7 @@ type disk struct {
 	Device string `json:"device"`
 }
 
-func detailsOf(imp *tasks.Import) (*details, error) {
+func detailsOf(imp *tasks.Task) (*details, error) {
 	var d details
 	if err := json.Unmarshal(imp.Details, &d); err != nil {
 		return nil, fmt.Errorf("decode details of import %s: %w", imp.ID, err)
@@ -54,7 +54,7 @@ func detailsOf(imp *tasks.Import) (*details, error) {
 // gib is the size of disk i in GiB: as asked for, or that of the image, rounded up, but no
 // less than the smallest disk has. Of an image that only all of the object tells the size
 // of, it is known when the import has come to its end.
-func (d *details) gib(imp *tasks.Import, i int) int64 {
+func (d *details) gib(imp *tasks.Task, i int) int64 {
 	if n := d.Disks[i].GiB; n > 0 {
 		return n
 	}
@@ -93,7 +93,7 @@ func taskOfImage(imageID string) (id tasks.ID, ok bool) {
 }
 
 // imageOf returns the id that customers know an import's image under.
-func imageOf(imp *tasks.Import) string {
+func imageOf(imp *tasks.Task) string {
 	return imagePrefix + strings.TrimPrefix(string(imp.ID), taskPrefix)
 }
 

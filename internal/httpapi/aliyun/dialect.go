@@ -30,11 +30,11 @@ import (
 
 // Service is what the dialect needs of tasks.Service.
 type Service interface {
-	Admit(ctx context.Context, spec *tasks.Spec, quota tasks.Quota) (*tasks.Import, error)
+	Admit(ctx context.Context, spec *tasks.Spec, quota tasks.Quota) (*tasks.Task, error)
 	Inspect(ctx context.Context, spec *tasks.Spec) error
-	Accept(ctx context.Context, spec *tasks.Spec, quota tasks.Quota) (imp *tasks.Import, fresh bool, err error)
-	Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Import, error)
-	Find(ctx context.Context, scope tasks.Scope, q tasks.Query) (found []*tasks.Import, total int, err error)
+	Accept(ctx context.Context, spec *tasks.Spec, quota tasks.Quota) (imp *tasks.Task, fresh bool, err error)
+	Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Task, error)
+	Find(ctx context.Context, scope tasks.Scope, q tasks.Query) (found []*tasks.Task, total int, err error)
 	Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tasks.State, error)
 	DeleteImage(ctx context.Context, scope tasks.Scope, id tasks.ID) error
 }

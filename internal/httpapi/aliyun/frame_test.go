@@ -333,7 +333,7 @@ type faulty struct {
 	get func() error
 }
 
-func (f faulty) Get(context.Context, tasks.Scope, tasks.ID) (*tasks.Import, error) {
+func (f faulty) Get(context.Context, tasks.Scope, tasks.ID) (*tasks.Task, error) {
 	return nil, f.get()
 }
 

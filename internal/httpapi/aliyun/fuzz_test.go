@@ -20,7 +20,7 @@ func FuzzListParameters(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	imp := &tasks.Import{Spec: tasks.Spec{
+	imp := &tasks.Task{Spec: tasks.Spec{
 		ID: "t-bp000000000000000001", Name: "aab", OSType: "linux", RequestedAt: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
 		Disks: make([]tasks.Disk, 1), Details: []byte(`{"architecture": "arm64", "disks": [{}], "tags": [{"key": "a", "value": "b"}]}`),
 	}}

@@ -162,7 +162,7 @@ func (f *imageFilter) empty() bool {
 
 // match reports whether the filter wants the image of an import. One whose details nobody
 // can read is wanted, so that it comes to light.
-func (f *imageFilter) match(imp *tasks.Import) bool {
+func (f *imageFilter) match(imp *tasks.Task) bool {
 	if f.name != nil && !f.name.match(imp.Name) || f.osType != "" && f.osType != imp.OSType {
 		return false
 	}

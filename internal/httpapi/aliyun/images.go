@@ -81,7 +81,7 @@ func (cl *call) describeImages() (any, error) {
 	return answer, nil
 }
 
-func newImage(imp *tasks.Import, more *details) image {
+func newImage(imp *tasks.Task, more *details) image {
 	img := image{
 		ImageId: imageOf(imp), ImageName: imp.Name, Description: more.Description, ImageOwnerAlias: "self",
 		OSType: imp.OSType, Platform: more.Platform, Architecture: more.Architecture, BootMode: more.BootMode,

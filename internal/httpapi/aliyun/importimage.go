@@ -70,7 +70,7 @@ func (cl *call) importImage() (any, error) {
 	return cl.accepted(imp), nil
 }
 
-func (cl *call) accepted(imp *tasks.Import) *importAnswer {
+func (cl *call) accepted(imp *tasks.Task) *importAnswer {
 	return &importAnswer{cl.base(), cl.region.ID, imageOf(imp), string(imp.ID), string(imp.ID)}
 }
 

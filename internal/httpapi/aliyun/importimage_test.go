@@ -16,7 +16,7 @@ import (
 )
 
 // importOf reads the record of an import of alpha in Hangzhou.
-func (r *rig) importOf(t testing.TB, task string) *tasks.Import {
+func (r *rig) importOf(t testing.TB, task string) *tasks.Task {
 	t.Helper()
 	imp, err := r.store.Get(t.Context(), tasks.Scope{Region: hangzhou, Tenant: "aliyun:" + alpha}, tasks.ID(task))
 	if err != nil {

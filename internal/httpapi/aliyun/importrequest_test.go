@@ -100,7 +100,7 @@ func TestDiskSize(t *testing.T) {
 		{0, 0, 0, 5}, {0, 1, 0, 5}, {0, 5 << 30, 0, 5}, {0, 5<<30 + 1, 0, 6}, {40, 7 << 30, 7 << 30, 40}, {0, 0, 9 << 30, 9},
 	} {
 		d := &details{Disks: []disk{{GiB: test.asked}}}
-		imp := &tasks.Import{Spec: tasks.Spec{Disks: []tasks.Disk{{VirtualBytes: test.found}}}}
+		imp := &tasks.Task{Spec: tasks.Spec{Disks: []tasks.Disk{{VirtualBytes: test.found}}}}
 		if test.result > 0 {
 			imp.Result = &tasks.Result{Disks: []tasks.DiskResult{{VirtualSizes: []int64{test.result}}}}
 		}
@@ -116,7 +116,7 @@ func TestIDs(t *testing.T) {
 	if id, ok := taskOfImage("m-" + end); id != "t-"+end || !ok {
 		t.Errorf("%s, %t", id, ok)
 	}
-	if got := imageOf(&tasks.Import{Spec: tasks.Spec{ID: "t-" + end}}); got != "m-"+end {
+	if got := imageOf(&tasks.Task{Spec: tasks.Spec{ID: "t-" + end}}); got != "m-"+end {
 		t.Error(got)
 	}
 	for _, no := range []string{"", "m-", "t-" + end, "m-" + end + "0", "m-" + end[1:], "m-" + strings.ToUpper(end), "m-bp00000000000000000/", "m-bp000000000000000é"} {
@@ -138,7 +138,7 @@ type accepting struct {
 	spec  *tasks.Spec
 }
 
-func (a *accepting) Admit(context.Context, *tasks.Spec, tasks.Quota) (*tasks.Import, error) {
+func (a *accepting) Admit(context.Context, *tasks.Spec, tasks.Quota) (*tasks.Task, error) {
 	return nil, nil
 }
 
@@ -150,9 +150,9 @@ func (a *accepting) Inspect(_ context.Context, spec *tasks.Spec) error {
 	return nil
 }
 
-func (a *accepting) Accept(_ context.Context, spec *tasks.Spec, _ tasks.Quota) (*tasks.Import, bool, error) {
+func (a *accepting) Accept(_ context.Context, spec *tasks.Spec, _ tasks.Quota) (*tasks.Task, bool, error) {
 	a.spec = spec
-	return &tasks.Import{Spec: *spec}, true, nil
+	return &tasks.Task{Spec: *spec}, true, nil
 }
 
 func (a *accepting) send(t *testing.T, p params, account *ram.Account, region *Region) (any, error) {
@@ -244,7 +244,7 @@ func FuzzImportImage(f *testing.F) {
 
 func checkAccepted(t *testing.T, p params, spec *tasks.Spec, region *Region) {
 	t.Helper()
-	shown, err := detailsOf(&tasks.Import{Spec: *spec})
+	shown, err := detailsOf(&tasks.Task{Spec: *spec})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func checkAccepted(t *testing.T, p params, spec *tasks.Spec, region *Region) {
 		if d.MaxBytes < 5<<30 || d.MaxBytes > most || d.VirtualBytes > d.MaxBytes || d.Object.Container != "c" || d.Object.Name != p[numbered(mapping, i+1)+"OSSObject"] {
 			t.Fatalf("disk %d: %+v", i+1, d)
 		}
-		if gib := shown.gib(&tasks.Import{Spec: *spec}, i); gib < 5 || gib > region.sizes(i).Max || i == 0 && gib != spec.MinDiskGiB {
+		if gib := shown.gib(&tasks.Task{Spec: *spec}, i); gib < 5 || gib > region.sizes(i).Max || i == 0 && gib != spec.MinDiskGiB {
 			t.Fatalf("disk %d is shown with %d GiB", i+1, gib)
 		}
 		if !isText(d.Object.Name) || len(d.Object.Name) > maxObjectName {

@@ -401,7 +401,7 @@ func (r *rig) imported(t testing.TB, p params) (task, image string) {
 type worker struct {
 	store *redisstore.Store
 	held  tasks.Held
-	imp   *tasks.Import
+	imp   *tasks.Task
 }
 
 const lease = time.Minute
@@ -413,7 +413,7 @@ func (r *rig) work(t testing.TB, task string) *worker {
 	if err != nil {
 		t.Fatalf("claim %s: %v", task, err)
 	}
-	return &worker{r.store, c.Held, c.Import}
+	return &worker{r.store, c.Held, c.Task}
 }
 
 func (w *worker) beat(t testing.TB, p tasks.Progress) {

@@ -36,7 +36,7 @@ func (cl *call) checkSource(r *importRequest, spec *tasks.Spec) error {
 			return errImageSize.hint("Disk %d: the image has a disk of %d bytes.", i+1, d.VirtualBytes)
 		}
 	}
-	spec.MinDiskGiB = r.gib(&tasks.Import{Spec: *spec}, 0)
+	spec.MinDiskGiB = r.gib(&tasks.Task{Spec: *spec}, 0)
 	return nil
 }
 

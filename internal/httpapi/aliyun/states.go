@@ -28,7 +28,7 @@ func phasesOfImages(state string) []tasks.Phase {
 }
 
 // supportsCancel tells whether CancelTask would be accepted, as text.
-func supportsCancel(imp *tasks.Import) string {
+func supportsCancel(imp *tasks.Task) string {
 	return strconv.FormatBool((imp.State == tasks.Queued || imp.State == tasks.Processing) && !imp.Publishing)
 }
 
@@ -36,7 +36,7 @@ func percent(n int) string { return strconv.Itoa(n) + "%" }
 
 // doneBytes is how far into all its objects an import is. It does not fall with a new
 // attempt, as what is written of the attempts does.
-func doneBytes(imp *tasks.Import) int64 {
+func doneBytes(imp *tasks.Task) int64 {
 	if imp.State == tasks.Succeeded {
 		return imp.TotalBytes()
 	}
@@ -45,7 +45,7 @@ func doneBytes(imp *tasks.Import) int64 {
 
 // diskProgress is how far disk i is, in percent, and in how many seconds it will be ready,
 // at the present speed; 0 if that cannot be told.
-func diskProgress(imp *tasks.Import, i int) (done int, remaining int64) {
+func diskProgress(imp *tasks.Task, i int) (done int, remaining int64) {
 	if imp.State == tasks.Succeeded {
 		return 100, 0
 	}

@@ -29,7 +29,7 @@ func TestStates(t *testing.T) {
 		{tasks.Failed, 1, false, "Failed", "CreateFailed", "false"},
 		{tasks.Canceled, 0, false, "Deleted", "CreateFailed", "false"},
 	} {
-		imp := &tasks.Import{State: test.state, Epoch: test.epoch, Publishing: test.publishing}
+		imp := &tasks.Task{State: test.state, Epoch: test.epoch, Publishing: test.publishing}
 		s := states[imp.Phase()]
 		if s.task != test.task || s.image != test.image || supportsCancel(imp) != test.can {
 			t.Errorf("%+v: %+v, can be canceled: %s", test, s, supportsCancel(imp))
@@ -42,18 +42,18 @@ func TestDiskProgress(t *testing.T) {
 	const gib = 1 << 30
 	for _, test := range []struct {
 		name string
-		imp  tasks.Import
+		imp  tasks.Task
 		want string // of the three disks: percent/seconds
 	}{
-		{"not begun", tasks.Import{State: tasks.Queued}, "0/0 0/0 0/0"},
-		{"second", tasks.Import{State: tasks.Processing, Progress: 30, Counters: tasks.Counters{DoneBytes: 3 * gib, BytesPerSecond: gib}}, "99/0 49/1 0/7"},
-		{"no speed yet", tasks.Import{State: tasks.Processing, Progress: 30, Counters: tasks.Counters{DoneBytes: 3 * gib}}, "99/0 49/0 0/0"},
-		{"begun anew", tasks.Import{State: tasks.Processing, Progress: 30, Counters: tasks.Counters{DoneBytes: 1, BytesPerSecond: gib}}, "99/0 49/1 0/7"},
-		{"waits for that", tasks.Import{State: tasks.Queued, Progress: 30, Counters: tasks.Counters{BytesPerSecond: gib}}, "99/0 49/0 0/0"},
-		{"all read", tasks.Import{State: tasks.Processing, Progress: 99, Counters: tasks.Counters{DoneBytes: 10 * gib, BytesPerSecond: gib}}, "99/0 99/0 99/0"},
-		{"more than all", tasks.Import{State: tasks.Processing, Progress: 99, Counters: tasks.Counters{DoneBytes: 99 * gib, BytesPerSecond: gib}}, "99/0 99/0 99/0"},
-		{"there", tasks.Import{State: tasks.Succeeded, Progress: 100, Counters: tasks.Counters{BytesPerSecond: gib}}, "100/0 100/0 100/0"},
-		{"failed", tasks.Import{State: tasks.Failed, Progress: 20, Counters: tasks.Counters{DoneBytes: 2 * gib, BytesPerSecond: gib}}, "99/0 0/0 0/0"},
+		{"not begun", tasks.Task{State: tasks.Queued}, "0/0 0/0 0/0"},
+		{"second", tasks.Task{State: tasks.Processing, Progress: 30, Counters: tasks.Counters{DoneBytes: 3 * gib, BytesPerSecond: gib}}, "99/0 49/1 0/7"},
+		{"no speed yet", tasks.Task{State: tasks.Processing, Progress: 30, Counters: tasks.Counters{DoneBytes: 3 * gib}}, "99/0 49/0 0/0"},
+		{"begun anew", tasks.Task{State: tasks.Processing, Progress: 30, Counters: tasks.Counters{DoneBytes: 1, BytesPerSecond: gib}}, "99/0 49/1 0/7"},
+		{"waits for that", tasks.Task{State: tasks.Queued, Progress: 30, Counters: tasks.Counters{BytesPerSecond: gib}}, "99/0 49/0 0/0"},
+		{"all read", tasks.Task{State: tasks.Processing, Progress: 99, Counters: tasks.Counters{DoneBytes: 10 * gib, BytesPerSecond: gib}}, "99/0 99/0 99/0"},
+		{"more than all", tasks.Task{State: tasks.Processing, Progress: 99, Counters: tasks.Counters{DoneBytes: 99 * gib, BytesPerSecond: gib}}, "99/0 99/0 99/0"},
+		{"there", tasks.Task{State: tasks.Succeeded, Progress: 100, Counters: tasks.Counters{BytesPerSecond: gib}}, "100/0 100/0 100/0"},
+		{"failed", tasks.Task{State: tasks.Failed, Progress: 20, Counters: tasks.Counters{DoneBytes: 2 * gib, BytesPerSecond: gib}}, "99/0 0/0 0/0"},
 	} {
 		test.imp.Disks = []tasks.Disk{{Bytes: 2 * gib}, {Bytes: 2 * gib}, {Bytes: 6 * gib}}
 		var got string
@@ -65,7 +65,7 @@ func TestDiskProgress(t *testing.T) {
 			t.Errorf("%s: %s, want %s", test.name, got, test.want)
 		}
 	}
-	if done, _ := diskProgress(&tasks.Import{State: tasks.Processing, Spec: tasks.Spec{Disks: []tasks.Disk{{}}}}, 0); done != 0 {
+	if done, _ := diskProgress(&tasks.Task{State: tasks.Processing, Spec: tasks.Spec{Disks: []tasks.Disk{{}}}}, 0); done != 0 {
 		t.Errorf("a disk of unknown length is at %d%%", done)
 	}
 }

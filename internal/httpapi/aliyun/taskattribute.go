@@ -67,7 +67,7 @@ func (cl *call) describeTaskAttribute() (any, error) {
 
 // operationOf tells how disk i fares. As disks are imported all or none, none has
 // succeeded before the end; and of one that failed, those before it were in order.
-func operationOf(imp *tasks.Import, more *details, i int) operation {
+func operationOf(imp *tasks.Task, more *details, i int) operation {
 	var op operation
 	switch imp.Phase() {
 	case tasks.PhaseSucceeded:
@@ -90,7 +90,7 @@ func operationOf(imp *tasks.Import, more *details, i int) operation {
 }
 
 // failedOperation tells of disk number of an import that has failed.
-func failedOperation(imp *tasks.Import, number int) (status, code, message string) {
+func failedOperation(imp *tasks.Task, number int) (status, code, message string) {
 	why, culprit := imp.Failure.Fault(), imp.Failure.Disk
 	switch {
 	case number < cmp.Or(culprit, imp.Counters.Disk):
@@ -102,6 +102,6 @@ func failedOperation(imp *tasks.Import, number int) (status, code, message strin
 }
 
 // formatOf is the format of disk i: as asked for, else as found.
-func formatOf(imp *tasks.Import, more *details, i int) string {
+func formatOf(imp *tasks.Task, more *details, i int) string {
 	return cmp.Or(more.Disks[i].Format, strings.ToUpper(imp.Disks[i].Detected))
 }

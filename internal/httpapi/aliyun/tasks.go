@@ -83,7 +83,7 @@ func (cl *call) describeTasks() (any, error) {
 }
 
 // find returns a part of what q selects; nil selects nothing.
-func (cl *call) find(q *tasks.Query, at page) (found []*tasks.Import, total int, err error) {
+func (cl *call) find(q *tasks.Query, at page) (found []*tasks.Task, total int, err error) {
 	if q == nil {
 		return nil, 0, nil
 	}
@@ -125,7 +125,7 @@ func (cl *call) tasksQuery() (*tasks.Query, error) {
 		return nil, errParameter.because("StartTime and EndTime are of the form 2006-01-02T15:04:05Z, in UTC.")
 	}
 	if created != (span{}) {
-		q.Match = func(imp *tasks.Import) bool { return created.holds(imp.RequestedAt) }
+		q.Match = func(imp *tasks.Task) bool { return created.holds(imp.RequestedAt) }
 	}
 
 	if phase, ok := filterable[cl.params["TaskStatus"]]; ok {

@@ -70,6 +70,55 @@ type Disk struct {
 	MaxBytes int64 `json:"max_bytes,omitempty"`
 }
 
+// Kind is what a task does.
+type Kind string
+
+// The kinds. A Scope without one is about imports.
+const (
+	KindImport Kind = "import" // objects become an image
+	KindExport Kind = "export" // an image becomes objects
+)
+
+// Form is what an image is exported as.
+type Form string
+
+// The forms, with what is written of an image called web01.
+const (
+	// FormCloud is for another region of the cloud: the file as it is stored, packed, as
+	// web01.img.gz or web01.qcow2.gz, and web01.json, of which an import makes the same image.
+	FormCloud Form = "cloud"
+	// FormVMDK is for VMware: web01.vmdk, stream-optimised, with web01.ovf and web01.mf.
+	FormVMDK Form = "vmdk"
+	// FormQCOW2 is for KVM: web01.qcow2.
+	FormQCOW2 Form = "qcow2"
+)
+
+// Export is what an export writes, and of what. All but the first two are filled in when
+// the image is looked at, before the export is accepted.
+type Export struct {
+	Form      Form   `json:"form"`
+	Container string `json:"container"` // of the owner's project, of API "swift"
+
+	// The image's file as it was then.
+	Format       string          `json:"format"` // "raw" or "qcow2"
+	Bytes        int64           `json:"bytes"`
+	VirtualBytes int64           `json:"virtual_bytes"` // of the disk
+	Version      string          `json:"version"`
+	Metadata     json.RawMessage `json:"metadata,omitempty"` // the image as its service shows it, a JSON object
+}
+
+// Unpacks reports whether the disk is read in the order of the guest, and not the file as
+// it is.
+func (e *Export) Unpacks() bool { return e.Form == FormVMDK && e.Format == "qcow2" }
+
+// TotalBytes is how many bytes have to be read.
+func (e *Export) TotalBytes() int64 {
+	if e.Unpacks() {
+		return e.VirtualBytes
+	}
+	return e.Bytes
+}
+
 // Spec is what was asked for. It never changes after Create, but for ImageID.
 type Spec struct {
 	ID      ID     `json:"id"`
@@ -77,6 +126,8 @@ type Spec struct {
 	Dialect string `json:"dialect"`
 	Region  string `json:"region"`
 
+	// Name and ImageID are the image's: the one to be made, or the one to be exported, whose
+	// name is filled in when it is looked at.
 	Name    string `json:"name"`
 	ImageID string `json:"image_id"`
 	// ImageIDGiven says that the customer asked for ImageID. Otherwise any will do,
@@ -90,6 +141,9 @@ type Spec struct {
 	// Properties are for the image service to keep with the image, by the names that Glance
 	// has for what they say, such as hw_firmware_type.
 	Properties map[string]string `json:"properties,omitempty"`
+
+	// Export is set for an export, which has no Disks.
+	Export *Export `json:"export,omitempty"`
 
 	// Details is the dialect's own, kept for its answers and read by no one else.
 	Details json.RawMessage `json:"details,omitempty"`
@@ -112,8 +166,20 @@ type Spec struct {
 // Ref returns the address of the import's record.
 func (s *Spec) Ref() Ref { return Ref{Tenant: s.Owner.Tenant, ID: s.ID} }
 
-// TotalBytes is the length of all source objects together.
+// Kind returns what the task does.
+func (s *Spec) Kind() Kind {
+	if s.Export != nil {
+		return KindExport
+	}
+	return KindImport
+}
+
+// TotalBytes is how many bytes have to be read: of all source objects together, or of the
+// image.
 func (s *Spec) TotalBytes() int64 {
+	if s.Export != nil {
+		return s.Export.TotalBytes()
+	}
 	var n int64
 	for _, d := range s.Disks {
 		n += d.Bytes
@@ -121,8 +187,8 @@ func (s *Spec) TotalBytes() int64 {
 	return n
 }
 
-// Import is a record as it stood when it was read.
-type Import struct {
+// Task is a record as it stood when it was read.
+type Task struct {
 	Spec
 	State State
 	Epoch Epoch // of the last claim; 0 if there was none
@@ -227,9 +293,17 @@ func (f *Failure) Fault() *fault.Error {
 	return &fault.Error{Kind: fault.Invalid, Code: f.Code, Message: f.Message, Evidence: f.Evidence, Remedy: f.Remedy}
 }
 
-// Result is what an import made.
+// Result is what a task made.
 type Result struct {
-	Disks []DiskResult `json:"disks"` // one for each of Spec.Disks
+	Disks   []DiskResult   `json:"disks,omitempty"`   // of an import, one for each of Spec.Disks
+	Objects []ObjectResult `json:"objects,omitempty"` // of an export, the image first
+}
+
+// ObjectResult is one object that an export wrote.
+type ObjectResult struct {
+	Name    string            `json:"name"`
+	Bytes   int64             `json:"bytes"`
+	Digests map[string]string `json:"digests,omitempty"` // of its bytes, hex by algorithm
 }
 
 // DiskResult is one finished object, with the disks that it holds.
