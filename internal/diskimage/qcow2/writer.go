@@ -70,12 +70,8 @@ type Writer struct {
 // The writer keeps four bytes for each cluster of those parts of the disk that hold
 // data, at most 32 MiB.
 func NewWriter(out io.WriterAt, maxSize int64) (*Writer, error) {
-	if err := diskimage.CheckSize(maxSize); err != nil {
+	if err := checkWriteSize(maxSize); err != nil {
 		return nil, err
-	}
-	if maxSize > MaxWriteBytes {
-		return nil, diskimage.ErrTooLarge.Saw("%d bytes, and QCOW2 images are limited to %d (16 TiB) here",
-			maxSize, int64(MaxWriteBytes))
 	}
 	cluster := ClusterBytes(maxSize)
 	return &Writer{
@@ -85,6 +81,14 @@ func NewWriter(out io.WriterAt, maxSize int64) (*Writer, error) {
 		tables:  make([][]uint32, writerDivide(maxSize, cluster*cluster/8)),
 		used:    1,
 	}, nil
+}
+
+// checkWriteSize fails with the errors of NewWriter.
+func checkWriteSize(size int64) error {
+	if size > MaxWriteBytes && size <= diskimage.MaxDiskBytes {
+		return diskimage.ErrTooLarge.Saw("%d bytes, and QCOW2 images are limited to %d (16 TiB) here", size, int64(MaxWriteBytes))
+	}
+	return diskimage.CheckSize(size)
 }
 
 // MaxFileBytes is the most that the image of a disk of up to maxSize bytes can take,
@@ -191,7 +195,7 @@ func (w *Writer) Finish(size int64) (fileBytes int64, err error) {
 	if err := w.writeTables(layout); err != nil {
 		return 0, w.fail(fmt.Errorf("write qcow2 tables: %w", err))
 	}
-	if _, err := w.out.WriteAt(w.header(layout, size), 0); err != nil {
+	if _, err := w.out.WriteAt(writerHeader(layout, w.cluster, size), 0); err != nil {
 		return 0, w.fail(fmt.Errorf("write qcow2 header: %w", err))
 	}
 	w.err = errWriterFinished
@@ -216,24 +220,27 @@ func newWriterLayout(cluster, used, l2Tables int64) writerLayout {
 	l := writerLayout{l2: used, l1: used + l2Tables}
 	l.refcountTable = l.l1 + 1
 	l.refcountBlocks = l.refcountTable + 1
-	// A block counts cluster/2 clusters ("Refcount blocks", 16 bits each): itself,
-	// and one fewer of those in front of all blocks.
-	l.clusters = l.refcountBlocks + writerDivide(l.refcountBlocks, cluster/2-1)
+	l.clusters = l.refcountBlocks + writerRefcountBlocks(l.refcountBlocks, cluster)
 	return l
 }
 
-// header is the header, up to and with the end of its extensions. There is no
+// writerRefcountBlocks is how many refcount blocks follow the first used clusters. A block
+// counts cluster/2 clusters ("Refcount blocks", 16 bits each): itself, and one fewer of
+// those in front of all blocks.
+func writerRefcountBlocks(used, cluster int64) int64 { return writerDivide(used, cluster/2-1) }
+
+// writerHeader is the header, up to and with the end of its extensions. There is no
 // compression type in it: by its length of 104 it is the one for zlib.
-func (w *Writer) header(l writerLayout, size int64) []byte {
+func writerHeader(l writerLayout, cluster, size int64) []byte {
 	h := make([]byte, 104+8)
 	be := binary.BigEndian
 	copy(h, "QFI\xfb")
 	be.PutUint32(h[4:], 3) // version
-	be.PutUint32(h[20:], uint32(bits.TrailingZeros64(uint64(w.cluster))))
+	be.PutUint32(h[20:], uint32(bits.TrailingZeros64(uint64(cluster))))
 	be.PutUint64(h[24:], uint64(size))
-	be.PutUint32(h[36:], uint32(writerDivide(size, w.cluster*w.cluster/8))) // entries of the L1 table
-	be.PutUint64(h[40:], uint64(l.l1*w.cluster))
-	be.PutUint64(h[48:], uint64(l.refcountTable*w.cluster))
+	be.PutUint32(h[36:], uint32(writerDivide(size, cluster*cluster/8))) // entries of the L1 table
+	be.PutUint64(h[40:], uint64(l.l1*cluster))
+	be.PutUint64(h[48:], uint64(l.refcountTable*cluster))
 	be.PutUint32(h[56:], 1)    // clusters of the refcount table
 	be.PutUint32(h[96:], 4)    // refcounts have 1 << 4 bits
 	be.PutUint32(h[100:], 104) // bytes of the header
