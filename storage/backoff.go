@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"cmp"
 	"context"
 	"math/rand/v2"
 	"time"
@@ -12,6 +13,15 @@ import (
 type Backoff struct {
 	Base time.Duration // default 100 ms
 	Max  time.Duration // default 10 s
+}
+
+// Wait waits for the pause after that many failures in a row, or fails with the cause of ctx.
+func (b Backoff) Wait(ctx context.Context, failures int) error {
+	return b.withDefaults().wait(ctx, failures-1)
+}
+
+func (b Backoff) withDefaults() Backoff {
+	return Backoff{Base: cmp.Or(b.Base, 100*time.Millisecond), Max: cmp.Or(b.Max, 10*time.Second)}
 }
 
 // delay returns the pause after the given number of doublings.

@@ -72,12 +72,13 @@ type Options struct {
 	Stats *Stats
 }
 
+const defaultStallAfter = 10 * time.Second
+
 func (o Options) withDefaults() Options {
 	o.Parallel = cmp.Or(o.Parallel, 16)
-	o.StallAfter = cmp.Or(o.StallAfter, 10*time.Second)
+	o.StallAfter = cmp.Or(o.StallAfter, defaultStallAfter)
 	o.Attempts = cmp.Or(o.Attempts, 6)
-	o.Backoff.Base = cmp.Or(o.Backoff.Base, 100*time.Millisecond)
-	o.Backoff.Max = cmp.Or(o.Backoff.Max, 10*time.Second)
+	o.Backoff = o.Backoff.withDefaults()
 	o.MarkEvery = cmp.Or(o.MarkEvery, 64<<20)
 	o.Stats = cmp.Or(o.Stats, new(Stats))
 	if o.Pool != nil {
@@ -183,7 +184,7 @@ func (f *fetcher) run(ctx context.Context, start int64) {
 // for always has its buffer, and goes through without needing another: Fetches
 // that share a pool cannot deadlock.
 func (f *fetcher) feed(ctx context.Context, start int64) error {
-	for off := start; off < f.obj.Size(); off += f.opt.Pool.ChunkSize() {
+	for off := start; off < f.obj.Size(); {
 		if err := f.window.enter(ctx); err != nil {
 			return err
 		}
@@ -192,6 +193,7 @@ func (f *fetcher) feed(ctx context.Context, start int64) error {
 			return err
 		}
 		c := f.newChunk(off, buf)
+		off = c.end()
 		for _, l := range f.lanes {
 			l.queue <- c
 		}
@@ -209,8 +211,10 @@ func (f *fetcher) feed(ctx context.Context, start int64) error {
 	return nil
 }
 
+// newChunk ends where a chunk of a Fetch from the start would, so that marks are in the same places
+// whatever the chunk size of an earlier Fetch was.
 func (f *fetcher) newChunk(off int64, buf []byte) *chunk {
-	n := min(int64(len(buf)), f.obj.Size()-off)
+	n := min(int64(len(buf))-off%int64(len(buf)), f.obj.Size()-off)
 	c := &chunk{off: off, buf: buf, data: buf[:n], ready: make(chan struct{})}
 	c.refs.Store(int32(len(f.lanes) + 1))
 	if f.opt.OnMark != nil && off/f.opt.MarkEvery < c.end()/f.opt.MarkEvery {

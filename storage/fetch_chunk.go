@@ -176,6 +176,9 @@ func watch(ctx context.Context, after time.Duration) (context.Context, *watchdog
 
 func (d *watchdog) feed() { d.timer.Reset(d.after) }
 
+// rest keeps it quiet until it is fed again.
+func (d *watchdog) rest() { d.timer.Stop() }
+
 func (d *watchdog) stop() {
 	d.timer.Stop()
 	d.cancel(nil)

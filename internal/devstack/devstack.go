@@ -121,7 +121,7 @@ func (s *Stack) build(log zerolog.Logger) error {
 		return err
 	}
 	// Nobody uploads yet, so what looks like an upload was cut off by a crash.
-	if err := store.Sweep(c.ProjectID, time.Now()); err != nil {
+	if err := store.SweepPuts(c.ProjectID, time.Now()); err != nil {
 		return err
 	}
 	if err := saveAccounts(s.Data, c); err != nil {

@@ -22,8 +22,8 @@ import (
 )
 
 // ErrFull means that there is no room now; there may be later.
-var ErrFull = fault.New(fault.Unavailable, "scratch_full", "The service has no scratch space for the image at present.").
-	Try("Nothing about the request is wrong: the import is tried again. A raw, QCOW2 or stream-optimised VMDK image without gzip around it needs no scratch space.")
+var ErrFull = fault.New(fault.Unavailable, "scratch_full", "The service has no scratch space at present.").
+	Try("Nothing about the request is wrong, and it is tried again. An import of a raw, QCOW2 or stream-optimised VMDK image without gzip around it needs no scratch space.")
 
 // Dir lends files in one directory. Reservations are among the users of one Dir: two
 // processes that share a file system may promise the same space, and then one of

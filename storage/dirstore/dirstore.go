@@ -10,6 +10,9 @@
 // calls, on file systems that keep change times: all local ones, and NFS as far
 // as its servers and clients agree on the time. It does not hold for a file
 // that is changed through a memory map.
+//
+// The directory is a storage.Target, too, for several processes at once. How uploads are
+// staged is explained in target_stage.go.
 package dirstore
 
 import (
@@ -50,8 +53,8 @@ type Store struct {
 	now  func() time.Time
 
 	// tree is held while directories are made or removed for objects, so that
-	// none is removed between its making and its first object. Only one
-	// process writes to a directory.
+	// none is removed between its making and its first object. Other
+	// processes are rare here, and place tries again.
 	tree sync.Mutex
 }
 

@@ -298,10 +298,10 @@ func TestPutRefuses(t *testing.T) {
 	}
 	loc := at("x")
 	loc.Container = "none"
-	if _, err := store.Put(t.Context(), loc, strings.NewReader(""), storage.Announced{}); !errors.Is(err, dirstore.ErrNoContainer) {
+	if _, err := store.Put(t.Context(), loc, strings.NewReader(""), storage.Announced{}); !errors.Is(err, storage.ErrNoContainer) {
 		t.Errorf("put without a container: %v", err)
 	}
-	if _, err := store.List(t.Context(), "p1", "none"); !errors.Is(err, dirstore.ErrNoContainer) {
+	if _, err := store.List(t.Context(), "p1", "none"); !errors.Is(err, storage.ErrNoContainer) {
 		t.Errorf("list without a container: %v", err)
 	}
 	if err := store.MakeContainer("p1", "../x"); !errors.Is(err, dirstore.ErrName) {
@@ -346,18 +346,18 @@ func TestListStatDelete(t *testing.T) {
 	}
 }
 
-func TestSweep(t *testing.T) {
+func TestSweepPuts(t *testing.T) {
 	t.Parallel()
 	store, container := fixture(t)
 	write(t, filepath.Join(container, ".vmimport-upload-OLD"))
 	write(t, filepath.Join(container, "kept"))
-	if err := store.Sweep("p1", time.Now().Add(-time.Hour)); err != nil {
+	if err := store.SweepPuts("p1", time.Now().Add(-time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if got := files(t, container); len(got) != 2 {
 		t.Errorf("a running upload was swept: %q", got)
 	}
-	if err := store.Sweep("p1", time.Now().Add(time.Hour)); err != nil {
+	if err := store.SweepPuts("p1", time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if got := files(t, container); !slices.Equal(got, []string{"kept"}) {

@@ -16,14 +16,14 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"vmimport/internal/fault"
 	"vmimport/storage"
 )
 
-// Errors of the write side, to be tested with errors.Is.
+// Errors of the write side, to be tested with errors.Is, beside those of package storage.
 var (
-	ErrNoContainer = fault.New(fault.NotFound, "container_not_found", "No such container.").
-			Try("Make the container first.")
 	ErrName = fault.New(fault.Invalid, "object_name_invalid",
 		"The name cannot be stored: it is empty, too long, or holds control characters, empty segments, or the segments '.' or '..'.")
 	ErrNameTaken = fault.New(fault.Conflict, "object_name_conflict",
@@ -31,7 +31,6 @@ var (
 	ErrUpload = fault.New(fault.Invalid, "upload_incomplete",
 		"The bytes received are not those that were announced.").
 		Try("Upload the object again.")
-	ErrFull = fault.New(fault.Unavailable, "object_store_full", "The object store is full.")
 )
 
 // Put stores what r gives, and returns the MD5 of it in hex. The object appears
@@ -44,7 +43,7 @@ func (s *Store) Put(ctx context.Context, loc storage.Location, r io.Reader, want
 	}
 	container, err := s.openContainer(loc)
 	if errors.Is(err, storage.ErrNoObject) {
-		return "", ErrNoContainer.Because(err)
+		return "", storage.ErrNoContainer.Because(err)
 	}
 	if err != nil {
 		return "", err
@@ -74,8 +73,8 @@ func (s *Store) Put(ctx context.Context, loc storage.Location, r io.Reader, want
 	return etag, nil
 }
 
-// receive copies r to f and compares what came with what was announced.
-func receive(ctx context.Context, f *os.File, r io.Reader, want storage.Announced) (etag string, err error) {
+// receive copies r to w and compares what came with what was announced.
+func receive(ctx context.Context, w io.Writer, r io.Reader, want storage.Announced) (etag string, err error) {
 	sum := md5.New() //nolint:gosec // see the import
 	buf := make([]byte, 256<<10)
 	var size int64
@@ -88,7 +87,7 @@ func receive(ctx context.Context, f *os.File, r io.Reader, want storage.Announce
 			return "", ErrUpload.Saw("more than %d bytes", want.Size)
 		}
 		sum.Write(buf[:n])
-		if _, err := f.Write(buf[:n]); err != nil {
+		if _, err := w.Write(buf[:n]); err != nil {
 			return "", translateWrite(fmt.Errorf("store object: %w", err))
 		}
 		if rerr == io.EOF {
@@ -116,17 +115,46 @@ func (s *Store) install(container *os.Root, temp, name string) error {
 		return ErrNameTaken
 	}
 	dir := path.Dir(name)
-	if err := container.MkdirAll(dir, 0o750); err != nil {
+	if err := place(container, dir, func() error { return container.Rename(temp, name) }); err != nil {
 		return translateWrite(err)
 	}
-	if err := container.Rename(temp, name); err != nil {
+	if err := syncAbove(container, dir); err != nil {
+		return translateWrite(err)
+	}
+	return nil
+}
+
+// placeTries bounds how often other processes may remove a directory between its making and
+// its first object.
+const placeTries = 100
+
+// place has do put an object into dir, which it makes first. If that fails, no directory
+// stays that is empty. s.tree is held.
+func place(container *os.Root, dir string, do func() error) error {
+	var err error
+	for range placeTries {
+		if err = container.MkdirAll(dir, 0o750); err == nil {
+			err = do()
+		} else if info, statErr := container.Lstat(dir); errors.Is(err, fs.ErrExist) && (statErr != nil || info.IsDir()) {
+			continue // it was there, and was gone before MkdirAll had looked what it is
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	if err != nil {
 		prune(container, dir)
-		return translateWrite(err)
 	}
-	// Each directory on the way may be new, and is an entry of the one above.
+	return err
+}
+
+// syncAbove makes an entry of dir durable. Each directory on the way may be new, and is an
+// entry of the one above.
+func syncAbove(container *os.Root, dir string) error {
 	for ; ; dir = path.Dir(dir) {
-		if err := syncDir(container, dir); err != nil {
-			return translateWrite(err)
+		// What is gone has been removed since, together with the entry.
+		if err := syncDir(container, dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 		if dir == "." {
 			return nil
@@ -167,10 +195,21 @@ func (s *Store) Delete(loc storage.Location) error {
 	return nil
 }
 
-// prune removes dir and those above it, up to the first that is not empty.
+// prune removes dir and those above it, up to the first that is not empty, or is no
+// directory: an object may have the name of one that is not there.
 func prune(container *os.Root, dir string) {
-	for ; dir != "." && container.Remove(dir) == nil; dir = path.Dir(dir) {
+	for ; dir != "." && removeDir(container, dir) == nil; dir = path.Dir(dir) {
 	}
+}
+
+// removeDir is rmdir(2), which os.Root lacks: its Remove would take a file, too.
+func removeDir(container *os.Root, dir string) error {
+	above, err := container.Open(path.Dir(dir))
+	if err != nil {
+		return err
+	}
+	defer above.Close()
+	return unix.Unlinkat(int(above.Fd()), path.Base(dir), unix.AT_REMOVEDIR)
 }
 
 // MakeContainer makes a container of a project, if there is none.
@@ -203,12 +242,12 @@ func (s *Store) Stat(loc storage.Location) (storage.Entry, error) {
 }
 
 // List returns a container's objects, sorted by the bytes of their names, or
-// ErrNoContainer. Files that no name leads to are left out, and Version is empty.
+// storage.ErrNoContainer. Files that no name leads to are left out, and Version is empty.
 func (s *Store) List(ctx context.Context, project, container string) ([]storage.Entry, error) {
 	loc := containerLocation(project, container)
 	root, err := s.openContainer(loc)
 	if errors.Is(err, storage.ErrNoObject) {
-		return nil, ErrNoContainer.Because(err)
+		return nil, storage.ErrNoContainer.Because(err)
 	}
 	if err != nil {
 		return nil, err
@@ -224,6 +263,9 @@ func (s *Store) List(ctx context.Context, project, container string) ([]storage.
 		}
 		if err != nil {
 			return storage.ErrUnavailable.Because(err)
+		}
+		if d.IsDir() && strings.HasPrefix(name, tempPrefix) {
+			return fs.SkipDir
 		}
 		loc.Name = name
 		if !d.Type().IsRegular() || !loc.Valid() || !fileName(name) {
@@ -243,9 +285,10 @@ func (s *Store) List(ctx context.Context, project, container string) ([]storage.
 	return list, nil
 }
 
-// Sweep removes what uploads to a project left that were cut off by a crash,
-// judged by not having been written to since before.
-func (s *Store) Sweep(project string, before time.Time) error {
+// SweepPuts removes what calls of Put for a project left that were cut off by a crash,
+// judged by not having been written to since before. What an Upload has staged is for
+// Sweep.
+func (s *Store) SweepPuts(project string, before time.Time) error {
 	root, err := s.openRoot(containerLocation(project, "x"))
 	if errors.Is(err, storage.ErrNoObject) {
 		return nil
@@ -260,7 +303,7 @@ func (s *Store) Sweep(project string, before time.Time) error {
 	}
 	for _, name := range leftovers {
 		info, err := root.Lstat(name)
-		if err == nil && info.ModTime().Before(before) {
+		if err == nil && info.Mode().IsRegular() && info.ModTime().Before(before) {
 			err = root.Remove(name)
 		}
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -279,7 +322,7 @@ func containerLocation(project, container string) storage.Location {
 func translateWrite(err error) error {
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return ErrFull.Because(err)
+		return storage.ErrFull.Because(err)
 	case errors.Is(err, syscall.ENAMETOOLONG):
 		return ErrName.Because(err)
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EISDIR), errors.Is(err, fs.ErrExist), escapes(err):

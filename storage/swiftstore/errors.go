@@ -7,8 +7,8 @@ import (
 	"vmimport/storage"
 )
 
-// giveRight is the remedy when Swift knows the service and lets it read nothing.
-const giveRight = "Give the service's user the role that may read all accounts, ResellerAdmin unless Swift has another."
+// giveRight is the remedy when Swift knows the service and lets it read or write nothing.
+const giveRight = "Give the service's user the role that may use all accounts, ResellerAdmin unless Swift has another."
 
 var (
 	// errUnsupported is an object that Swift would join, and the service does not.
@@ -29,6 +29,21 @@ var (
 	errNoAccountURL = fault.New(fault.Unavailable, "endpoint_unknown",
 		"The address of the projects' object storage is not known.").
 		Try("Set the URL of the accounts in the configuration, with {project} in it.")
+
+	// What keeps an object from being written.
+	errName = fault.New(fault.Invalid, "object_name_invalid",
+		"The name of the object or container is too long, or cannot be one.").
+		Try("Choose a shorter name without control characters and segments of dots.")
+	errPartsExist = storage.ErrObjectExists.
+			Try("Remove them too, or choose another container. Removing a large object with multipart-manifest=delete removes its parts.")
+	errQuota = fault.New(fault.Invalid, "object_store_quota",
+		"The quota of the container or of the project's object storage is used up.").
+		Try("Remove objects that are not needed, or have the quota raised.")
+	errLimit = fault.New(fault.Invalid, "object_store_limit",
+		"The object store does not take objects of that many parts, or parts that large.").
+		Try("Let Swift have its usual limits: max_file_size of 5 GiB, and max_manifest_segments of 1000.")
+	errWrite = fault.New(fault.Denied, "swift_right_missing",
+		"The object store does not let the service write into the project's containers.").Try(giveRight)
 
 	// What can be wrong with a store, as Check tells it.
 	errRight = fault.New(fault.Denied, "swift_right_missing",

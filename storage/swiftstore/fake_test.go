@@ -23,17 +23,22 @@ import (
 
 // fake is a small Keystone and Swift within the process. It knows objects,
 // manifests, links and lists as a client sees them, and can be made to answer
-// wrongly. It follows no link: that the store never asks for it is tested.
+// wrongly. It follows no link: that the store never asks for it is tested. Whatever
+// an object lies in is a container, though it was never made.
 type fake struct {
 	t         *testing.T
 	url       string
-	endpoint  string // of the catalogue
-	service   string // id of the service's project
-	pageLimit int    // of lists
+	endpoint  string        // of the catalogue
+	service   string        // id of the service's project
+	pageLimit int           // of lists
+	patience  time.Duration // of its stores, while an object is sent; 0: as usual
+	hurry     time.Duration // bound of what else its stores wait for, when they write; 0: as usual
 
 	mu       sync.Mutex
-	objects  map[string]*stored // by account/container/name
+	objects  map[string]*stored     // by account/container/name
+	made     map[string]http.Header // containers, by account/container, and accounts, each with a slash at the end
 	clock    int
+	refuse   func(*http.Request) (status int) // before anything is done; 0: it is done
 	tamper   func(*http.Request, *answer)
 	requests []*http.Request // for objects and lists
 	tokens   int
@@ -57,7 +62,7 @@ type answer struct {
 }
 
 func newFake(t *testing.T) *fake {
-	f := &fake{t: t, service: "serviceid", pageLimit: 10_000, objects: make(map[string]*stored), refused: make(map[string]bool)}
+	f := &fake{t: t, service: "serviceid", pageLimit: 10_000, objects: make(map[string]*stored), made: make(map[string]http.Header), refused: make(map[string]bool)}
 	server := httptest.NewServer(f)
 	t.Cleanup(server.Close)
 	f.url = server.URL
@@ -76,9 +81,12 @@ func (f *fake) storeAt(accountURL string) *swiftstore.Store {
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	s, err := swiftstore.New(swiftstore.Options{Cloud: cloud, AccountURL: accountURL})
+	s, err := swiftstore.New(swiftstore.Options{Cloud: cloud, AccountURL: accountURL, AnswerTimeout: f.patience})
 	if err != nil {
 		f.t.Fatal(err)
+	}
+	if f.hurry > 0 {
+		s.Hurry(f.hurry)
 	}
 	return s
 }
@@ -92,13 +100,19 @@ func (f *fake) put(path string, content []byte, header ...string) {
 func (f *fake) putIn(account, path string, content []byte, header ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.clock++
-	o := &stored{content: bytes.Clone(content), etag: fmt.Sprintf("%x", md5.Sum(content)), header: http.Header{}}
-	o.header.Set("X-Timestamp", fmt.Sprintf("17000%05d.12345", f.clock))
+	o := f.newStored(content)
 	for pair := range slices.Chunk(header, 2) {
 		o.header.Set(pair[0], pair[1])
 	}
 	f.objects[account+"/"+path] = o
+}
+
+// newStored makes what lies under a name. f.mu is held.
+func (f *fake) newStored(content []byte) *stored {
+	f.clock++
+	o := &stored{content: bytes.Clone(content), etag: fmt.Sprintf("%x", md5.Sum(content)), header: http.Header{}}
+	o.header.Set("X-Timestamp", fmt.Sprintf("17000%05d.12345", f.clock))
+	return o
 }
 
 // touch gives an object other metadata and leaves its bytes.
@@ -149,6 +163,12 @@ func (f *fake) setTamper(how func(*http.Request, *answer)) {
 	f.tamper = how
 }
 
+func (f *fake) setRefuse(how func(*http.Request) int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.refuse = how
+}
+
 // seen returns the requests that came since it was asked last.
 func (f *fake) seen() []*http.Request {
 	f.mu.Lock()
@@ -174,12 +194,18 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	token := r.Header.Get("X-Auth-Token")
 	f.mu.Lock()
-	tamper, bad := f.tamper, f.refused[token] || token == ""
+	tamper, refuse, bad := f.tamper, f.refuse, f.refused[token] || token == ""
 	f.requests = append(f.requests, r)
 	f.mu.Unlock()
 	rec := httptest.NewRecorder()
+	status := 0
 	if bad {
-		rec.WriteHeader(http.StatusUnauthorized)
+		status = http.StatusUnauthorized
+	} else if refuse != nil {
+		status = refuse(r)
+	}
+	if status != 0 {
+		rec.WriteHeader(status)
 	} else {
 		f.serve(rec, r)
 	}
@@ -242,13 +268,21 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 			f.t.Errorf("%s: %v", r.RequestURI, err)
 		}
 	}
-	switch len(segments) {
-	case 1:
+	path := strings.Join(segments, "/")
+	switch {
+	case len(segments) == 1:
+		f.describe(w, path+"/")
 		w.WriteHeader(http.StatusNoContent)
-	case 2:
-		f.list(w, strings.Join(segments, "/")+"/", r.URL.Query())
+	case len(segments) == 2 && r.Method == http.MethodGet:
+		f.list(w, path+"/", r.URL.Query())
+	case len(segments) == 2:
+		f.container(w, r, path+"/")
+	case r.Method == http.MethodPut:
+		f.putObject(w, r, path)
+	case r.Method == http.MethodDelete:
+		f.deleteObject(w, r, path)
 	default:
-		f.object(w, r, strings.Join(segments, "/"))
+		f.object(w, r, path)
 	}
 }
 
@@ -273,16 +307,37 @@ func (f *fake) object(w http.ResponseWriter, r *http.Request, path string) {
 		f.joined(w, r, account+"/", prefix)
 		return
 	}
+	if o.header.Get("X-Static-Large-Object") != "" && q.Get("multipart-manifest") != "get" {
+		f.joinedStatic(w, r, o)
+		return
+	}
 	w.Header().Set("ETag", `"`+o.etag+`"`)
 	http.ServeContent(w, r, "", time.Unix(1_700_000_000, 0), bytes.NewReader(o.content))
 	w.Header().Set("ETag", o.etag) // so writes Swift
 }
 
-// joined describes a dynamic large object.
-func (f *fake) joined(w http.ResponseWriter, r *http.Request, account, manifest string) {
+// mustHead fails unless a large object is only looked at.
+func (f *fake) mustHead(r *http.Request) {
 	if r.Method != http.MethodHead {
 		f.t.Errorf("%s %s: Swift would join", r.Method, r.RequestURI)
 	}
+}
+
+// joinedStatic describes a static large object of plain parts.
+func (f *fake) joinedStatic(w http.ResponseWriter, r *http.Request, o *stored) {
+	f.mustHead(r)
+	size, sum := 0, md5.New()
+	for _, s := range o.manifest(f.t) {
+		size += s.Bytes
+		fmt.Fprint(sum, s.Hash)
+	}
+	w.Header().Set("ETag", fmt.Sprintf(`"%x"`, sum.Sum(nil)))
+	w.Header().Set("Content-Length", strconv.Itoa(size))
+}
+
+// joined describes a dynamic large object.
+func (f *fake) joined(w http.ResponseWriter, r *http.Request, account, manifest string) {
+	f.mustHead(r)
 	manifest, _ = url.PathUnescape(manifest)
 	size, sum := 0, md5.New()
 	for _, name := range f.names(account + manifest) {

@@ -227,10 +227,12 @@ func (b *body) Read(p []byte) (int, error) {
 func expectEnd(r io.Reader) error {
 	n, err := io.ReadFull(r, make([]byte, 1))
 	if n > 0 {
-		return errors.New("the answer is longer than the range")
+		return errLonger
 	}
 	return err
 }
+
+var errLonger = errors.New("it is longer than it should be")
 
 func (b *body) Close() error {
 	if b.err == nil || b.err == io.EOF {

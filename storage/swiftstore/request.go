@@ -66,31 +66,19 @@ type request struct {
 
 // send returns Swift's answer, whatever its status but 401. The caller closes it.
 func (a *account) send(ctx context.Context, r request) (*http.Response, error) {
-	url := a.url
-	if r.path != "" {
-		url += "/" + r.path
-	}
-	if r.query != "" {
-		url += "?" + r.query
-	}
 	var answer *http.Response
 	err := a.store.call(ctx, func(c *gophercloud.ServiceClient) error {
-		req, err := http.NewRequestWithContext(ctx, r.method, url, nil)
+		req, err := a.request(ctx, r, c.Token())
 		if err != nil {
 			return err
 		}
-		for name, value := range r.header {
-			req.Header.Set(name, value)
-		}
-		req.Header.Set("X-Auth-Token", c.Token())
 		answer, err = c.HTTPClient.Do(req)
 		if err != nil {
 			return err
 		}
 		if answer.StatusCode == http.StatusUnauthorized {
 			discard(answer)
-			// What Call knows a refused token by.
-			return gophercloud.ErrUnexpectedResponseCode{Method: r.method, Actual: answer.StatusCode}
+			return tokenRefused(r.method)
 		}
 		return nil
 	})
@@ -98,6 +86,31 @@ func (a *account) send(ctx context.Context, r request) (*http.Response, error) {
 		return nil, unanswered(ctx, r.op, err)
 	}
 	return answer, nil
+}
+
+// tokenRefused returns what Cloud.Call knows a refused token by.
+func tokenRefused(method string) error {
+	return gophercloud.ErrUnexpectedResponseCode{Method: method, Actual: http.StatusUnauthorized}
+}
+
+// request makes a request that has no body yet.
+func (a *account) request(ctx context.Context, r request, token string) (*http.Request, error) {
+	url := a.url
+	if r.path != "" {
+		url += "/" + r.path
+	}
+	if r.query != "" {
+		url += "?" + r.query
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range r.header {
+		req.Header.Set(name, value)
+	}
+	req.Header.Set("X-Auth-Token", token)
+	return req, nil
 }
 
 // discard ends an answer whose body is of no use. What is short is read, so that

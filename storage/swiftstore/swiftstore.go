@@ -1,24 +1,45 @@
-// Package swiftstore reads objects from OpenStack Swift.
+// Package swiftstore reads objects from OpenStack Swift, and writes large ones to it.
 //
-// It asks with the service's own token, which may read every account, so it decides
-// itself what a project may name: the containers of the project's own account, and
-// nothing that leads out of it. Swift is never asked to join the parts of a large
-// object, and never to follow a link: each request is for one stored object as it
-// lies, each part is asked for under its own hash (If-Match), and the answer must
+// It asks with the service's own token, which may read and write every account, so it
+// decides itself what a project may name: the containers of the project's own account,
+// and nothing that leads out of it. Swift is never asked to join the parts of a large
+// object to read it, and never to follow a link: each request is for one stored object
+// as it lies, each part is asked for under its own hash (If-Match), and the answer must
 // repeat it. So a part that is missing or another one shows for certain, and a link
 // into another project's account leads nowhere.
 //
-// It never retries and follows no redirect: retries belong to storage.Fetch, and
+// What it writes are static large objects. The parts go to the container
+// "<container>_segments", which it makes if there is none, with the storage policy of
+// the first; they are named "<object>/<upload>/<number>-<MD5>". Everything has the upload's id
+// in its metadata (X-Object-Meta-Vmimport-Upload), is looked at before it is written or
+// removed, and is written with "If-None-Match: *". Consequences:
+//
+//   - Swift has no condition for a removal. Whoever replaces something between the look at it
+//     and its removal, mostly a few milliseconds and never more than some seconds, loses what
+//     was written.
+//   - Swift may store what its client no longer waits for. So the answer to an object that was
+//     sent completely is waited for a while, even when the caller has left.
+//   - Swift can tell two who put an object at the same time that there was none. Then the
+//     later one stays, and the other is told so unless it had its answer before.
+//   - Lists lag where container servers are slow. Parts are removed until no list shows any;
+//     one that comes to light later stays behind, in the way of other objects of that name.
+//   - Swift does not hold the service to the quota of an account, as it does anybody else; so
+//     that is compared here, with the number of bytes used, which lags, too.
+//
+// It never retries and follows no redirect: retries belong to its callers, and
 // the addresses are those of the configuration and the catalogue.
 package swiftstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
 
@@ -29,7 +50,7 @@ import (
 // project is replaced in the account URL by the location's project.
 const project = "{project}"
 
-// Options say which Swift to read from.
+// Options say which Swift to use.
 type Options struct {
 	// Cloud has the service's token and the catalogue. Required.
 	Cloud *openstack.Cloud
@@ -39,12 +60,21 @@ type Options struct {
 	// object-store endpoint of the catalogue, which then must end with the id of
 	// the service's own project.
 	AccountURL string
+
+	// AnswerTimeout is for how long the sending of an object may stand still since
+	// Swift takes no more of it, and how long its answer may take after that; zero is
+	// 2 minutes. Cloud has its own for all else.
+	AnswerTimeout time.Duration
 }
 
 // Store is the Swift of one cloud. It is safe for concurrent use.
 type Store struct {
 	cloud    *openstack.Cloud
-	template string // of account URLs, without a slash at the end; may be empty
+	template string        // of account URLs, without a slash at the end; may be empty
+	client   *http.Client  // sends objects
+	patience time.Duration // for Swift, while an object is sent
+	parting  time.Duration // for its answer, when the caller has left
+	removal  time.Duration // from the look at an object to the end of its removal
 }
 
 // New returns the store that o describes. It makes no request.
@@ -52,20 +82,37 @@ func New(o Options) (*Store, error) {
 	if o.Cloud == nil {
 		return nil, errors.New("swift: a cloud is needed")
 	}
-	template := strings.TrimRight(o.AccountURL, "/")
+	s := &Store{
+		cloud: o.Cloud, template: strings.TrimRight(o.AccountURL, "/"), patience: cmp.Or(o.AnswerTimeout, 2*time.Minute),
+		parting: 10 * time.Second,
+		// Swift itself waits 10 seconds for a server that does not answer.
+		removal: 15 * time.Second,
+	}
+	if err := checkTemplate(s.template); err != nil {
+		return nil, err
+	}
+	var err error
+	if s.client, err = o.Cloud.Client(s.patience); err != nil {
+		return nil, fmt.Errorf("swift: %w", err)
+	}
+	return s, nil
+}
+
+// checkTemplate checks the URL of accounts. It may be empty.
+func checkTemplate(template string) error {
 	if template == "" {
-		return &Store{cloud: o.Cloud}, nil
+		return nil
 	}
 	u, err := url.Parse(template)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("swift account URL: %w", err)
+		return fmt.Errorf("swift account URL: %w", err)
 	case u.Scheme != "http" && u.Scheme != "https", u.Host == "", u.RawQuery != "", u.Fragment != "", u.User != nil:
-		return nil, fmt.Errorf("swift account URL %q: want http or https, a host and a path, and nothing else", u.Redacted())
+		return fmt.Errorf("swift account URL %q: want http or https, a host and a path, and nothing else", u.Redacted())
 	case strings.Count(template, project) != 1 || !strings.Contains(template[strings.LastIndexByte(template, '/'):], project) || strings.Contains(u.Host, project):
-		return nil, fmt.Errorf("swift account URL %q: want %s once, in the last segment of the path", template, project)
+		return fmt.Errorf("swift account URL %q: want %s once, in the last segment of the path", template, project)
 	}
-	return &Store{cloud: o.Cloud, template: template}, nil
+	return nil
 }
 
 // Open implements storage.Store.
