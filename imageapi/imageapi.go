@@ -7,6 +7,8 @@ package imageapi
 
 import (
 	"context"
+	"encoding/json"
+	"io"
 	"time"
 
 	"vmimport/internal/fault"
@@ -48,10 +50,62 @@ type Image struct {
 	Owner    string
 }
 
+// File is the file of an image, which has one disk. It is a storage.Object by its methods,
+// and safe for concurrent use.
+type File interface {
+	// Facts are those of the image when it was opened.
+	Facts() Facts
+
+	// Size is the file's length in bytes.
+	Size() int64
+
+	// Version identifies the bytes: two Files of one image with the same Version have the
+	// same. It is opaque, and at most 256 bytes long.
+	Version() string
+
+	// ReadRange opens the n > 0 bytes at off, which lie in the file. It costs the service all
+	// bytes before them if Facts has Streams, and may take as long. The body gives exactly
+	// n bytes and then io.EOF, or fails; one cut short fails with io.ErrUnexpectedEOF. If
+	// the image was deleted since Open, ReadRange or Read fails with ErrGone. Both obey ctx. The
+	// caller closes the body.
+	ReadRange(ctx context.Context, off, n int64) (io.ReadCloser, error)
+}
+
+// Facts are what a service knows of an image. What it does not know is zero.
+type Facts struct {
+	ImageID         string
+	Name            string
+	Owner           string // project
+	Format          string // of the disk, in Glance's words, such as "raw" or "vmdk"
+	ContainerFormat string // of what is around it, likewise; "bare": nothing
+	MinRAM          int64  // MiB
+	MinDisk         int64  // GiB
+	OSType          string
+
+	// HashName and Hash are a hash of the file: "md5", "sha256" or "sha512", and hex.
+	HashName, Hash string
+
+	// Streams says that the file can only be read from its front: a range of it costs all
+	// bytes before the range, too.
+	Streams bool
+
+	// Record is the image in the shape of "Show image" of the Image service API v2, a JSON
+	// object of at most MaxRecordBytes. It holds none of the service's own properties.
+	Record json.RawMessage
+}
+
+// MaxRecordBytes bounds Facts.Record.
+const MaxRecordBytes = 64 << 10
+
 // Images is one image service. Implementations pass imageapitest.Run.
 type Images interface {
 	// Get returns the published image of that id, else ErrNoImage.
 	Get(ctx context.Context, imageID string) (*Image, error)
+
+	// Open returns the file of a published image, whoever made it and owns it, else
+	// ErrNoImage. ErrNotReady: its data is not there yet, or is being removed.
+	// ErrSeveralDisks: it has more than one file. Nothing has to be closed.
+	Open(ctx context.Context, imageID string) (File, error)
 
 	// Accepts fails if the service is known to refuse an image like spec. It does not
 	// ask the service.
@@ -149,6 +203,10 @@ var (
 	ErrOneDisk = fault.New(fault.Invalid, "image_has_one_disk",
 		"An image can have only one disk here, and the image file holds several.").
 		Try("Import each disk by itself.")
+	ErrNotReady     = fault.New(fault.Conflict, "image_not_active", "The image is not active.").Try("Wait until its status is 'active', and ask again.")
+	ErrSeveralDisks = fault.New(fault.Invalid, "image_has_several_disks", "The image has several disks, and only images of one can be exported.")
+	ErrGone         = fault.New(fault.Invalid, "image_deleted", "The image was deleted while it was read.").
+			Try("Keep an image until its export has ended.")
 	ErrShutOut = fault.New(fault.Fenced, "shut_out", "A later attempt of the import has begun.")
 	ErrFull    = fault.New(fault.Unavailable, "image_store_full", "The image store is full.")
 )

@@ -84,12 +84,7 @@ type record struct {
 }
 
 func readRecord(dir *os.Root, name string) (record, error) {
-	f, err := dir.Open(name)
-	if err != nil {
-		return record{}, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxRecordBytes))
+	b, err := readRecordFile(dir, name)
 	if err != nil {
 		return record{}, err
 	}
@@ -98,6 +93,16 @@ func readRecord(dir *os.Root, name string) (record, error) {
 		return record{}, fmt.Errorf("parse image record: %w", err)
 	}
 	return rec, nil
+}
+
+// readRecordFile returns all of a record, as long as that may be.
+func readRecordFile(dir *os.Root, name string) ([]byte, error) {
+	f, err := dir.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxRecordBytes))
 }
 
 // draft says what the disk files of an attempt are. It is what a later attempt

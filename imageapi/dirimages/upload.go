@@ -206,4 +206,7 @@ func (u *upload) failure(op string, err error) error {
 
 func (u *upload) stagingDir() string { return path.Join(stagingDir, u.spec.ImportID) }
 
-func (u *upload) fileName(n int) string { return fmt.Sprintf("disk-%d.%s", n, u.spec.Format) }
+func (u *upload) fileName(n int) string { return diskName(n, u.spec.Format) }
+
+// diskName is the name of the file of an image's disk.
+func diskName(n int, format string) string { return fmt.Sprintf("disk-%d.%s", n, format) }

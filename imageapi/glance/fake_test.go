@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -44,6 +45,7 @@ type fakeGlance struct {
 	hasher    func() hash.Hash
 	algo      string
 	forbidden bool // the service's user is no admin
+	frontOnly bool // the store cannot read from the middle
 	cap       int64
 
 	mu       sync.Mutex
@@ -122,7 +124,7 @@ func (g *fakeGlance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case file == "file" && r.Method == http.MethodPut:
 		g.upload(w, r, id)
 	case file == "file" && r.Method == http.MethodGet:
-		g.download(w, id)
+		g.download(w, r, id)
 	case file == "" && r.Method == http.MethodGet:
 		g.show(w, id)
 	case file == "" && r.Method == http.MethodPatch:
@@ -192,6 +194,7 @@ func (g *fakeGlance) create(w http.ResponseWriter, r *http.Request) {
 	if _, ok := values["protected"]; !ok {
 		values["protected"] = false
 	}
+	values["self"], values["file"], values["schema"] = "/v2/images/"+id, "/v2/images/"+id+"/file", "/v2/schemas/image"
 	g.rows[id] = &image{values: values}
 	w.WriteHeader(http.StatusCreated)
 	_ = json.NewEncoder(w).Encode(values)
@@ -278,15 +281,43 @@ func (g *fakeGlance) delete(w http.ResponseWriter, id string) {
 	}
 }
 
-func (g *fakeGlance) download(w http.ResponseWriter, id string) {
+// download answers a range as glance/api/v2/image_data.py does, also when the store can
+// only read from the front, or has lost the data.
+func (g *fakeGlance) download(w http.ResponseWriter, r *http.Request, id string) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	row := g.rows[id]
 	if row == nil || row.deleted {
+		g.mu.Unlock()
 		say(w, http.StatusNotFound, "No image found with ID "+id)
 		return
 	}
-	_, _ = w.Write(row.data)
+	data, status, span := row.data, http.StatusOK, r.Header.Get("Range")
+	g.mu.Unlock()
+	if span != "" {
+		var first, last int
+		if n, err := fmt.Sscanf(span, "bytes=%d-%d", &first, &last); n != 2 || err != nil || first > last {
+			g.t.Errorf("Range: %s", span)
+		}
+		if first >= len(data) {
+			say(w, http.StatusRequestedRangeNotSatisfiable, "Invalid start position in Range header.")
+			return
+		}
+		if g.frontOnly {
+			say(w, http.StatusBadRequest, "Getting images randomly from this store is not supported.")
+			return
+		}
+		last = min(last, len(data)-1)
+		w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", first, last, len(data)))
+		data, status = data[first:last+1], http.StatusPartialContent
+	}
+	if data == nil {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
+	w.WriteHeader(status)
+	_, _ = w.Write(data)
 }
 
 func (g *fakeGlance) upload(w http.ResponseWriter, r *http.Request, id string) {
@@ -323,6 +354,7 @@ func (g *fakeGlance) upload(w http.ResponseWriter, r *http.Request, id string) {
 	sum.Write(data)
 	values["status"], values["size"] = active, len(data)
 	values["os_hash_algo"], values["os_hash_value"] = g.algo, hex.EncodeToString(sum.Sum(nil))
+	values["checksum"] = fmt.Sprintf("%x", md5.Sum(data))
 	if !g.save(id, values, saving) {
 		say(w, http.StatusGone, "Image could not be found after upload.")
 		return

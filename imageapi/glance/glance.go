@@ -109,6 +109,15 @@ func (i *Images) Accepts(spec imageapi.Spec) error {
 
 // Get implements imageapi.Images.
 func (i *Images) Get(ctx context.Context, imageID string) (*imageapi.Image, error) {
+	r, err := i.published(ctx, imageID)
+	if err != nil {
+		return nil, err
+	}
+	return &imageapi.Image{ImageID: r.ID, ImportID: r.Import, Owner: r.Owner}, nil
+}
+
+// published returns an image that is none of those that the service makes or has parked.
+func (i *Images) published(ctx context.Context, imageID string) (*record, error) {
 	own, err := i.cloud.ProjectID(ctx)
 	if err != nil {
 		return nil, err
@@ -120,7 +129,7 @@ func (i *Images) Get(ctx context.Context, imageID string) (*imageapi.Image, erro
 	case r.unpublished(own) || r.parked(own):
 		return nil, imageapi.ErrNoImage
 	}
-	return &imageapi.Image{ImageID: r.ID, ImportID: r.Import, Owner: r.Owner}, nil
+	return r, nil
 }
 
 // Begin implements imageapi.Images.

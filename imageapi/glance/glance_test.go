@@ -22,21 +22,31 @@ import (
 // The whole contract, against a Glance that behaves as the real one.
 func TestConformance(t *testing.T) {
 	t.Parallel()
-	imageapitest.Run(t, func(t *testing.T) imageapitest.Service {
-		g, cloud := newFake(t)
-		return imageapitest.Service{
-			Images:   open(t, cloud, Options{Patience: time.Second}),
-			Another:  func(t *testing.T) imageapi.Images { return open(t, cloud, Options{Patience: time.Second}) },
-			ReadDisk: func(_ *testing.T, id string, _ int) []byte { return g.stored(id) },
-			Leftovers: func(_ *testing.T, id string) []string {
-				if values := g.read(id); values[propAttempt] != nil {
-					return []string{fmt.Sprint(values)}
-				}
-				return nil
-			},
-			Streams: true,
-		}
-	})
+	imageapitest.Run(t, func(t *testing.T) imageapitest.Service { return conforming(t, false) })
+}
+
+// The same, where it keeps images in a store that can only read from the front.
+func TestConformanceStreams(t *testing.T) {
+	t.Parallel()
+	imageapitest.Run(t, func(t *testing.T) imageapitest.Service { return conforming(t, true) })
+}
+
+func conforming(t *testing.T, frontOnly bool) imageapitest.Service {
+	g, cloud := newFake(t)
+	g.frontOnly = frontOnly
+	return imageapitest.Service{
+		Images:   open(t, cloud, Options{Patience: time.Second}),
+		Another:  func(t *testing.T) imageapi.Images { return open(t, cloud, Options{Patience: time.Second}) },
+		ReadDisk: func(_ *testing.T, id string, _ int) []byte { return g.stored(id) },
+		Leftovers: func(_ *testing.T, id string) []string {
+			if values := g.read(id); values[propAttempt] != nil {
+				return []string{fmt.Sprint(values)}
+			}
+			return nil
+		},
+		Streams:   true,
+		FrontOnly: frontOnly,
+	}
 }
 
 func (g *fakeGlance) stored(id string) []byte {
