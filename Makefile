@@ -32,14 +32,14 @@ test/go: ## Run all tests but test-openstack's, with what is installed
 	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v -e /clustertest -e /openstacktest -e /testenv/openstack)
 	$(GO) test $(TESTFLAGS) ./internal/clustertest
 
-test-openstack: deps deps-openstack test-openstack/go ## Install Keystone, Swift and Glance (as root), then test against them
+test-openstack: deps deps-openstack test-openstack/go ## Install Keystone, Swift, Glance and Nova (as root), then test against them
 
 # Go would take an earlier result for today's, though the servers are others.
-test-openstack/go: ## Test against Keystone, Swift and Glance, as they are installed
+test-openstack/go: ## Test against Keystone, Swift, Glance and Nova, as they are installed
 	$(GO) test -count=1 -timeout 20m -p 1 ./internal/testenv/openstack ./internal/openstacktest
 
-openstack: deps-openstack ## Run Keystone, Swift and Glance until interrupted, to try things by hand
-	@$(GO) run ./internal/testenv/openstack/serve
+openstack: deps-openstack ## Run Keystone, Swift and Glance until interrupted, to try things by hand (COMPUTE=1: and Nova)
+	@$(GO) run ./internal/testenv/openstack/serve $(if $(COMPUTE),-compute)
 
 # Debian packages, each with the command that shows it is there. A C compiler is
 # what the race detector needs.
@@ -75,9 +75,9 @@ deps-node: ## Install Node.js and the packages for it that the tests need, or sa
 
 # The libraries only: the packages of the services would set up servers of their own.
 OPENSTACK := python3-keystone python3-glance python3-swift python3-keystonemiddleware uwsgi-core uwsgi-plugin-python3 \
-	memcached python3-openstackclient python3-glanceclient python3-swiftclient
+	memcached python3-openstackclient python3-glanceclient python3-swiftclient python3-nova python3-placement rabbitmq-server
 
-# Memcached would be started when it is installed, unless a policy forbids it.
+# Memcached and RabbitMQ would be started when they are installed, unless a policy forbids it.
 deps-openstack: ## Install the Debian packages that test-openstack needs, or say which are missing
 	@missing=(); for p in $(OPENSTACK); do [ "$$(dpkg-query -W -f '$${db:Status-Status}' "$$p" 2>/dev/null)" = installed ] || missing+=("$$p"); done; \
 	if [ $${#missing[@]} -gt 0 ]; then \
@@ -112,7 +112,7 @@ bench: deps ## Measure the data path (GUEST=size of the disks): ratios of pairs 
 	$(GO) test -run '^$$' -bench . -benchtime 5x ./storage
 	TMPDIR=$(BENCHDIR) $(GO) test -run '^$$' -bench Convert -benchtime 5x -timeout 30m ./internal/diskimage/decode -bench.guest $(GUEST)
 	$(GO) test -run '^$$' -bench Import -benchtime 3x -timeout 30m ./internal/clustertest -bench.guest $(GUEST)
-	$(GO) test -run '^$$' -bench WorkerMemory -benchtime 1x ./internal/clustertest
+	$(GO) test -run '^$$' -bench '(Worker|Export)Memory' -benchtime 1x ./internal/clustertest
 
 bench-openstack: deps deps-openstack ## Measure imports into Glance against its own import (GUEST=size of the disk)
 	$(GO) test -run '^$$' -bench Glance -benchtime 3x -timeout 60m ./internal/openstacktest -bench.guest $(GUEST)

@@ -56,14 +56,23 @@ type parts struct {
 	store   *redisstore.Store
 	regions map[string]pipeline.Region
 	clouds  map[string]*openstack.Cloud // of the regions that have one
-	images  []images                    // the regions', which have to be closed and swept
+	images  []images                    // the regions', which have to be closed
+
+	sweepers []sweeper
 }
+
+// sweeper is where tasks may leave something.
+type sweeper interface {
+	// Sweep removes what tasks have left that are not unfinished any more, and counts them.
+	Sweep(ctx context.Context, unfinished func(taskID string) (bool, error)) (int, error)
+}
+
+var _ sweeper = (*dirstore.Store)(nil)
 
 // images is an image service with what a process owes it.
 type images interface {
 	imageapi.Images
-	// Sweep removes what imports have left that are not unfinished any more.
-	Sweep(ctx context.Context, unfinished func(importID string) (bool, error)) (int, error)
+	sweeper
 	Close() error
 }
 
@@ -130,7 +139,11 @@ func (p *parts) openRegion(rc config.Region) error {
 	}
 	p.clouds[rc.ID] = cloud
 	p.images = append(p.images, images)
-	p.regions[rc.ID] = pipeline.Region{Objects: objects, Images: images, MaxDisk: int64(rc.MaxDisk)}
+	p.regions[rc.ID] = pipeline.Region{Objects: objects, Images: images, Target: targetOf(objects), MaxDisk: int64(rc.MaxDisk)}
+	if s, ok := objects.(sweeper); ok {
+		p.sweepers = append(p.sweepers, s)
+	}
+	p.sweepers = append(p.sweepers, images)
 	return nil
 }
 
@@ -183,6 +196,18 @@ func openObjects(oc config.Objects, cloud *openstack.Cloud) (storage.Store, erro
 	}
 	s3, err := openS3(oc.S3)
 	return swiftAndS3{swift, s3}, err
+}
+
+// targetOf returns where exports write to, nil if that is nowhere: they name containers of
+// Swift's accounts.
+func targetOf(objects storage.Store) storage.Target {
+	switch s := objects.(type) {
+	case storage.Target:
+		return s
+	case swiftAndS3:
+		return s.swift
+	}
+	return nil
 }
 
 func openS3(sc *config.S3) (*s3store.Store, error) {

@@ -54,14 +54,19 @@ func RunAPI(ctx context.Context, cfg *config.Config, log zerolog.Logger) error {
 	return api.Run(ctx, ln)
 }
 
-// spareMemory is what a worker process uses beside its buffers.
-const spareMemory = 48 << 20
+const (
+	// spareMemory is what a worker process uses beside its buffers.
+	spareMemory = 48 << 20
+	// exportMemory is what an export uses beside these: its encoder and, of a disk that is read
+	// in the guest's order, what is unpacked.
+	exportMemory = 40 << 20
+)
 
-// RunWorker runs imports until ctx ends.
+// RunWorker runs imports and exports until ctx ends.
 func RunWorker(ctx context.Context, cfg *config.Config, log zerolog.Logger) error {
 	// The buffers are most of the heap and never garbage. Without a limit the
 	// collector would let the rest grow to the same size before it ran.
-	debug.SetMemoryLimit(int64(cfg.Worker.Memory) + spareMemory)
+	debug.SetMemoryLimit(int64(cfg.Worker.Memory) + spareMemory + int64(cfg.Worker.Concurrency)*exportMemory)
 	worker, err := NewWorker(cfg, log)
 	if err != nil {
 		return err

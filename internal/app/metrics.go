@@ -97,13 +97,13 @@ func newAttemptMetrics() *attemptMetrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
 	return &attemptMetrics{
-		ended:    counter("vmimport_attempts_total", "Ended attempts, by what they left behind.", "region", "outcome"),
-		received: counter("vmimport_received_bytes_total", "Bytes read from object stores by ended attempts.", "region"),
-		retries:  counter("vmimport_range_retries_total", "Range requests made again after a failure.", "region"),
-		stalls:   counter("vmimport_range_stalls_total", "Range requests replaced since no byte came.", "region"),
+		ended:    counter("vmimport_attempts_total", "Ended attempts, by what they left behind.", "kind", "region", "outcome"),
+		received: counter("vmimport_received_bytes_total", "Bytes that ended attempts have read, from object stores or images.", "kind", "region"),
+		retries:  counter("vmimport_range_retries_total", "Range requests made again after a failure.", "kind", "region"),
+		stalls:   counter("vmimport_range_stalls_total", "Range requests replaced since no byte came.", "kind", "region"),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "vmimport_attempt_seconds", Help: "Duration of attempts.", Buckets: prometheus.ExponentialBuckets(0.1, 3, 12),
-		}, []string{"region", "outcome"}),
+		}, []string{"kind", "region", "outcome"}),
 	}
 }
 
@@ -112,13 +112,13 @@ func (m *attemptMetrics) collectors() []prometheus.Collector {
 }
 
 // Ended implements pipeline.Observer.
-func (m *attemptMetrics) Ended(region, outcome string, took time.Duration, c tasks.Counters, received int64) {
+func (m *attemptMetrics) Ended(kind tasks.Kind, region, outcome string, took time.Duration, c tasks.Counters, received int64) {
 	outcome = cmp.Or(outcome, "unrecorded") // the store was away for too long
-	m.ended.WithLabelValues(region, outcome).Inc()
-	m.seconds.WithLabelValues(region, outcome).Observe(took.Seconds())
-	m.received.WithLabelValues(region).Add(float64(received))
-	m.retries.WithLabelValues(region).Add(float64(c.Retries))
-	m.stalls.WithLabelValues(region).Add(float64(c.Stalls))
+	m.ended.WithLabelValues(string(kind), region, outcome).Inc()
+	m.seconds.WithLabelValues(string(kind), region, outcome).Observe(took.Seconds())
+	m.received.WithLabelValues(string(kind), region).Add(float64(received))
+	m.retries.WithLabelValues(string(kind), region).Add(float64(c.Retries))
+	m.stalls.WithLabelValues(string(kind), region).Add(float64(c.Stalls))
 }
 
 // workerGauges are read when they are asked for.

@@ -75,11 +75,11 @@ func NewWorker(cfg *config.Config, log zerolog.Logger) (*Worker, error) {
 	return w, nil
 }
 
-// sweepEvery is the time between searches for leftovers of imports that ended.
-// There should be none: each import cleans up after itself.
+// sweepEvery is the time between searches for leftovers of tasks that ended.
+// There should be none: each task cleans up after itself.
 const sweepEvery = time.Hour
 
-// sweep removes leftovers until ctx ends. Each worker does, since image directories
+// sweep removes leftovers until ctx ends. Each worker does, since directories
 // need not be shared.
 func (w *Worker) sweep(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
@@ -90,10 +90,10 @@ func (w *Worker) sweep(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		for _, images := range w.images {
-			n, err := images.Sweep(ctx, func(id string) (bool, error) { return w.store.Unfinished(ctx, tasks.ID(id)) })
+		for _, s := range w.sweepers {
+			n, err := s.Sweep(ctx, func(id string) (bool, error) { return w.store.Unfinished(ctx, tasks.ID(id)) })
 			if n > 0 || err != nil {
-				w.log.Warn().Err(err).Int("imports", n).Msg("leftovers of ended imports swept")
+				w.log.Warn().Err(err).Int("tasks", n).Msg("leftovers of ended tasks swept")
 			}
 		}
 	}

@@ -40,6 +40,7 @@ type settings struct {
 	chunk           string
 	parallel        int
 	checkpointEvery string
+	directory       bool // objects are in a directory, which exports can be written to
 }
 
 // drainTimeout is how long a worker of a cluster may take to stop.
@@ -51,6 +52,7 @@ type cluster struct {
 	dir     string
 	config  string
 	images  string // the image directory
+	objects string // the object directory
 	redis   *testenv.Redis
 	rdb     *redis.Client
 	records *redisstore.Store
@@ -71,7 +73,7 @@ func startCluster(t testing.TB, s settings) *cluster {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	c := &cluster{t: t, dir: dir, config: filepath.Join(dir, "vmimport.yaml"), images: filepath.Join(dir, "images")}
+	c := &cluster{t: t, dir: dir, config: filepath.Join(dir, "vmimport.yaml"), images: filepath.Join(dir, "images"), objects: filepath.Join(dir, "objects")}
 	c.redis = testenv.StartRedis(t)
 	c.rdb = c.redis.Client()
 	c.records = redisstore.New(c.rdb, redisstore.Options{Retention: 24 * time.Hour})
@@ -152,6 +154,13 @@ func (c *cluster) configure(s settings) {
 			worker[key] = v
 		}
 	}
+	objects := m{"s3": m{
+		"endpoint": c.link.URL, "region": c.store.Region, "path_style": true,
+		"access_key": c.store.AccessKey, "secret_key_file": secretKey, "bucket_prefix": "{project}-",
+	}}
+	if s.directory {
+		objects = m{"directory": m{"path": filepath.Join(c.objects, "{project}")}}
+	}
 	err := errors.Join(
 		os.WriteFile(secretKey, []byte(c.store.SecretKey), 0o600),
 		writeYAML(tokens, m{"tokens": entries}),
@@ -162,11 +171,8 @@ func (c *cluster) configure(s settings) {
 			"regions": []m{{
 				"id":      region,
 				"fjcloud": m{"profile": "gen3", "extensions": []string{".raw", ".vhd"}, "tokens_file": tokens},
-				"objects": m{"s3": m{
-					"endpoint": c.link.URL, "region": c.store.Region, "path_style": true,
-					"access_key": c.store.AccessKey, "secret_key_file": secretKey, "bucket_prefix": "{project}-",
-				}},
-				"images": m{"directory": m{"path": c.images}},
+				"objects": objects,
+				"images":  m{"directory": m{"path": c.images}},
 			}},
 		}))
 	if err != nil {
@@ -254,7 +260,7 @@ func (t *tenant) register(name string, o *object) tasks.ID {
 }
 
 // await looks at a record, often, until it is as wanted.
-func (t *tenant) await(id tasks.ID, most time.Duration, wanted func(*tasks.Import) bool) *tasks.Import {
+func (t *tenant) await(id tasks.ID, most time.Duration, wanted func(*tasks.Task) bool) *tasks.Task {
 	c := t.cluster
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), most)

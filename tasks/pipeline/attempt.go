@@ -8,18 +8,28 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/rs/zerolog"
 
-	"vmimport/imageapi"
 	"vmimport/internal/fault"
 	"vmimport/tasks"
 )
 
-// attempt is one run on one import.
+// job is the work of an attempt: that of one kind of task.
+type job interface {
+	// do makes and publishes what the task is for, from where saved, its checkpoint, stands.
+	// It returns nil only if that is published.
+	do(ctx context.Context, saved []byte) error
+	// remove removes all that the task made, by whichever attempt.
+	remove(ctx context.Context) error
+	// settle is called when the task has succeeded, for what it needed only until then.
+	settle(ctx context.Context) error
+}
+
+// attempt is one run on one task: its claim, its heart, and its end.
 type attempt struct {
 	r      *Runner
-	imp    *tasks.Import
+	job    job
+	task   *tasks.Task
 	held   tasks.Held
 	region Region
 	began  time.Time
@@ -29,14 +39,14 @@ type attempt struct {
 	from int64 // bytes that a checkpoint saved
 }
 
-// errPoison ends an import whose attempts did not get to say why.
-var errPoison = fault.New(fault.Invalid, "worker_crashed", "The import failed since every worker that ran it stopped.").
-	Try("Check that the image file is intact. If it is, report the import to the operator.")
+// errPoison ends a task whose attempts did not get to say why.
+var errPoison = fault.New(fault.Invalid, "worker_crashed", "Every worker that ran it stopped.").
+	Try("Check that the image file is intact. If it is, report this to the operator.")
 
 // errDeleted ends an attempt whose work is to remove the image.
 var errDeleted = errors.New("the image was deleted")
 
-// run works on the import and brings its record to what the end calls for.
+// run works on the task and brings its record to what the end calls for.
 func (a *attempt) run(ctx context.Context, saved []byte) (outcome string, err error) {
 	work, stop := context.WithCancelCause(ctx)
 	defer stop(context.Canceled)
@@ -49,10 +59,39 @@ func (a *attempt) run(ctx context.Context, saved []byte) (outcome string, err er
 		rest()
 		<-a.heart.ended
 		a.r.dismiss(a)
-		a.r.opt.Observe.Ended(a.imp.Region, outcome, a.r.now().Sub(a.began), a.heart.counters(), a.heart.stats.Received.Load())
+		a.r.opt.Observe.Ended(a.task.Kind(), a.task.Region, outcome, a.r.now().Sub(a.began), a.heart.counters(), a.heart.stats.Received.Load())
 	}()
-	a.log.Info().Str("state", string(a.imp.State)).Msg("attempt begins")
-	return a.end(work, a.guard(func() error { return a.work(work, saved) }))
+	a.log.Info().Str("state", string(a.task.State)).Msg("attempt begins")
+	outcome, err = a.end(work, a.guard(func() error { return a.work(work, saved) }))
+	if outcome == tasks.OutcomeLost {
+		a.abandon(context.WithoutCancel(ctx))
+	}
+	return outcome, err
+}
+
+// abandon ends an attempt whose task another worker has, or had. Where that has come to nothing,
+// what this attempt has stored since the other's clean-up is nobody's, and is removed. As long as
+// it may come to something, all that is there may be the other's.
+func (a *attempt) abandon(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, endPatience)
+	defer cancel()
+	for {
+		state, err := a.r.claims.Fate(ctx, a.held.Ref)
+		switch {
+		case state == tasks.Failed, state == tasks.Canceled:
+			if err := a.job.remove(ctx); err != nil {
+				a.log.Error().Err(err).Msg("what a lost attempt has stored could not be removed")
+			}
+			return
+		case err != nil || state != tasks.Cancelling:
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(endPause):
+		}
+	}
 }
 
 func (r *Runner) enlist(a *attempt) {
@@ -81,98 +120,28 @@ func (a *attempt) guard(work func() error) (err error) {
 	return work()
 }
 
-// work makes and publishes the image. It returns nil only if the image is
-// published.
+// work does the job, unless all that is left is to remove what was made. It returns nil only
+// if what the task is for is published.
 func (a *attempt) work(ctx context.Context, saved []byte) error {
-	if a.imp.State == tasks.Cancelling {
+	if a.task.State == tasks.Cancelling {
 		return tasks.ErrUserCanceled
 	}
-	if !a.imp.DeletedAt.IsZero() {
+	if !a.task.DeletedAt.IsZero() {
 		return errDeleted
 	}
-	// The verdict comes first: who found it may be removing the image just now.
-	if f := a.imp.Verdict; f != nil {
+	// The verdict comes first: who found it may be removing the result just now.
+	if f := a.task.Verdict; f != nil {
 		return f.Fault()
 	}
-	if published, err := a.recognise(ctx); published || err != nil {
-		return err
-	}
-	if a.imp.Crashes >= a.r.opt.MaxCrashes {
-		return errPoison.Saw("%d times", a.imp.Crashes)
-	}
-	cp, err := a.loadCheckpoint(ctx, saved)
-	if err != nil {
-		return err
-	}
-	upload, err := a.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer upload.Close()
-	disks, err := a.copyDisks(ctx, upload, cp)
-	if err != nil {
-		return err
-	}
-	a.heart.enter(tasks.StagePublishing)
-	a.heart.beat(ctx) // the last figures, for the record of a success
-	result := &tasks.Result{Disks: disks}
-	if err := a.r.claims.BeginPublish(ctx, a.held, result); err != nil {
-		return err
-	}
-	// A worker that drains does not throw away an image at its last step.
-	return upload.Publish(context.WithoutCancel(ctx), factsOf(disks))
+	return a.job.do(ctx, saved)
 }
 
-// recognise looks for the image of an earlier attempt of this import that died
-// between publishing and finishing.
-func (a *attempt) recognise(ctx context.Context) (published bool, err error) {
-	img, err := a.region.Images.Get(ctx, a.imp.ImageID)
-	switch {
-	case fault.KindOf(err) == fault.NotFound:
-		return false, nil
-	case err != nil:
-		return false, err
-	case img.ImportID != string(a.imp.ID):
-		return false, imageapi.ErrTaken
-	case a.imp.Result == nil:
-		return false, fmt.Errorf("image %s of this import exists, but its result was never recorded", a.imp.ImageID)
+// endure fails if the task takes workers down.
+func (a *attempt) endure() error {
+	if a.task.Crashes >= a.r.opt.MaxCrashes {
+		return errPoison.Saw("%d times", a.task.Crashes)
 	}
-	a.log.Info().Msg("image of an earlier attempt recognised")
-	return true, a.r.claims.BeginPublish(ctx, a.held, a.imp.Result)
-}
-
-// begin begins the image. If its id is spent and nobody has asked for it, the image
-// gets another: that the image service lost an upload is no reason to fail.
-func (a *attempt) begin(ctx context.Context) (imageapi.Upload, error) {
-	upload, err := a.region.Images.Begin(ctx, a.imageSpec())
-	if !errors.Is(err, imageapi.ErrSpent) || a.imp.ImageIDGiven {
-		return upload, err
-	}
-	id := uuid.NewString()
-	if err := a.r.claims.Reassign(ctx, a.held, id); err != nil {
-		return nil, err
-	}
-	a.log.Warn().Str("from", a.imp.ImageID).Str("to", id).Msg("the image service does not give out the image id any more; the image gets another")
-	a.imp.ImageID = id
-	return a.region.Images.Begin(ctx, a.imageSpec())
-}
-
-func (a *attempt) imageSpec() imageapi.Spec {
-	return imageapi.Spec{
-		ImageID:    a.imp.ImageID,
-		KeepID:     a.imp.ImageIDGiven,
-		ImportID:   string(a.imp.ID),
-		Attempt:    int64(a.held.Epoch),
-		Name:       a.imp.Name,
-		Owner:      a.imp.Owner.Project,
-		Format:     a.imp.TargetFormat,
-		MinRAM:     a.imp.MinRAMMiB,
-		MinDisk:    a.imp.MinDiskGiB,
-		OSType:     a.imp.OSType,
-		CreatedAt:  a.imp.RequestedAt,
-		Properties: map[string]string{"vmimport_region": a.imp.Region, "vmimport_request_id": a.imp.RequestID},
-		WellKnown:  a.imp.Properties,
-	}
+	return nil
 }
 
 // The end of an attempt is written even if the attempt's own context is over,
@@ -183,7 +152,7 @@ const (
 	endPause    = 200 * time.Millisecond
 )
 
-// end decides what becomes of the import. ctx is the context that the work ran
+// end decides what becomes of the task. ctx is the context that the work ran
 // under; its cause goes before whatever error the work made of it.
 func (a *attempt) end(ctx context.Context, err error) (outcome string, _ error) {
 	cause := context.Cause(ctx)
@@ -194,7 +163,7 @@ func (a *attempt) end(ctx context.Context, err error) (outcome string, _ error) 
 	case errors.Is(err, errDeleted) && !errors.Is(cause, tasks.ErrClaimLost):
 		return a.remove(ctx)
 	case errors.Is(cause, tasks.ErrClaimLost), fault.KindOf(err) == fault.Fenced:
-		a.log.Warn().Err(err).Msg("attempt stops: another worker has the import")
+		a.log.Warn().Err(err).Msg("attempt stops: another worker has the task")
 		return tasks.OutcomeLost, nil
 	case errors.Is(cause, tasks.ErrUserCanceled), errors.Is(err, tasks.ErrUserCanceled), errors.Is(err, tasks.ErrCancelCameFirst):
 		return a.cancel(ctx)
@@ -202,19 +171,32 @@ func (a *attempt) end(ctx context.Context, err error) (outcome string, _ error) 
 		return a.release(ctx, tasks.OutcomeDrained, nil)
 	case errors.Is(err, errNotServed):
 		return a.release(ctx, tasks.OutcomeDrained, err)
-	case fault.Retryable(err) && a.imp.Setbacks+1 < a.r.opt.MaxSetbacks:
+	case fault.Retryable(err) && a.task.Setbacks+1 < a.r.opt.MaxSetbacks:
 		return a.release(ctx, tasks.OutcomeRetry, err)
 	}
 	return a.fail(ctx, err)
 }
 
 func (a *attempt) succeed(ctx context.Context) (string, error) {
-	return a.write(ctx, string(tasks.Succeeded), nil, func(ctx context.Context, rec tasks.Attempt) error {
+	outcome, err := a.write(ctx, string(tasks.Succeeded), nil, func(ctx context.Context, rec tasks.Attempt) error {
 		return a.r.claims.Succeed(ctx, a.held, rec)
 	})
+	if outcome == string(tasks.Succeeded) {
+		a.settle(ctx)
+	}
+	return outcome, err
 }
 
-// cancel removes what was made and ends the import as canceled.
+// settle lets go of what only an unfinished task needs. Where that takes room, a sweep finds it.
+func (a *attempt) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, endPatience)
+	defer cancel()
+	if err := a.job.settle(ctx); err != nil {
+		a.log.Warn().Err(err).Msg("what a finished task does not need any more could not be removed")
+	}
+}
+
+// cancel removes what was made and ends the task as canceled.
 func (a *attempt) cancel(ctx context.Context) (string, error) {
 	if err := a.cleanUp(ctx); err != nil {
 		return a.release(ctx, tasks.OutcomeLeftovers, nil)
@@ -234,7 +216,7 @@ func (a *attempt) remove(ctx context.Context) (string, error) {
 	})
 }
 
-// fail removes what was made and ends the import as failed. Nothing is removed
+// fail removes what was made and ends the task as failed. Nothing is removed
 // without the store's consent: what this worker takes for its own may be the image
 // that another has published since.
 func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
@@ -243,7 +225,7 @@ func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
 	case errors.Is(err, tasks.ErrCancelCameFirst):
 		return a.cancel(ctx)
 	case fault.KindOf(err) == fault.Fenced:
-		a.log.Warn().AnErr("cause", cause).Msg("attempt stops: another worker has the import")
+		a.log.Warn().AnErr("cause", cause).Msg("attempt stops: another worker has the task")
 		return tasks.OutcomeLost, nil
 	case err != nil:
 		return "", err
@@ -260,11 +242,11 @@ func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
 	return outcome, err
 }
 
-// release gives the import back to the queue.
+// release gives the task back to the queue.
 func (a *attempt) release(ctx context.Context, outcome string, cause error) (string, error) {
 	var pause time.Duration
 	if outcome != tasks.OutcomeDrained || cause != nil {
-		pause = a.r.opt.Backoff(a.imp.Setbacks + 1)
+		pause = a.r.opt.Backoff(a.task.Setbacks + 1)
 		// Imports that failed together should not come back together.
 		pause += time.Duration(rand.Int64N(int64(pause)/4 + 1))
 	}
@@ -282,7 +264,7 @@ func (a *attempt) cleanUp(ctx context.Context) error {
 	a.heart.enter(tasks.StageCleaning)
 	ctx, cancel := context.WithTimeout(ctx, endPatience)
 	defer cancel()
-	err := a.region.Images.Remove(ctx, string(a.imp.ID), a.imp.ImageID)
+	err := a.job.remove(ctx)
 	if err != nil {
 		a.log.Error().Err(err).Msg("clean-up failed, and will be tried again")
 	}
@@ -308,7 +290,7 @@ func (a *attempt) insist(ctx context.Context, do func(context.Context) error) er
 }
 
 // write writes the end of the attempt and logs it. That another worker has the
-// import by then is no failure of this one.
+// task by then is no failure of this one.
 func (a *attempt) write(ctx context.Context, outcome string, cause error, do func(context.Context, tasks.Attempt) error) (string, error) {
 	err := a.insist(ctx, func(ctx context.Context) error { return do(ctx, a.record(outcome, cause)) })
 	switch {
@@ -317,7 +299,7 @@ func (a *attempt) write(ctx context.Context, outcome string, cause error, do fun
 			Float64("seconds", a.r.now().Sub(a.began).Seconds()).Msg("attempt ends")
 		return outcome, nil
 	case fault.KindOf(err) == fault.Fenced:
-		a.log.Warn().Err(err).Str("outcome", outcome).Msg("another worker has the import; the end of this attempt is not recorded")
+		a.log.Warn().Err(err).Str("outcome", outcome).Msg("another worker has the task; the end of this attempt is not recorded")
 		return tasks.OutcomeLost, nil
 	}
 	return "", err

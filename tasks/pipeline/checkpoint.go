@@ -30,17 +30,24 @@ type checkpoint struct {
 // the words of another version, is removed from the record as well: it must not
 // outlive what this attempt is about to write, for an attempt that can read it
 // would take the one for the other.
-func (a *attempt) loadCheckpoint(ctx context.Context, saved []byte) (cp checkpoint, err error) {
+func (a importing) loadCheckpoint(ctx context.Context, saved []byte) (cp checkpoint, err error) {
 	if len(saved) == 0 {
 		return cp, nil
 	}
 	dec := json.NewDecoder(bytes.NewReader(saved))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&cp); err != nil || cp.Mark == nil || len(cp.Positions) == 0 || cp.Decoder != decode.Version || len(cp.Done) >= len(a.imp.Disks) {
+	if err := dec.Decode(&cp); err != nil || cp.Mark == nil || len(cp.Positions) == 0 || cp.Decoder != decode.Version || len(cp.Done) >= len(a.task.Disks) {
 		a.log.Warn().Err(err).Msg("checkpoint of another version is dropped")
-		return checkpoint{}, a.r.claims.SaveCheckpoint(ctx, a.held, nil, 0)
+		return checkpoint{}, a.dropCheckpoint(ctx)
 	}
 	return cp, nil
+}
+
+// dropCheckpoint removes a checkpoint that is of no use. Of an import it must be gone before
+// this attempt's first Sync: after that an image service cannot tell any more that the
+// checkpoint is about bytes which an earlier attempt wrote.
+func (a *attempt) dropCheckpoint(ctx context.Context) error {
+	return a.r.claims.SaveCheckpoint(ctx, a.held, nil, 0)
 }
 
 // point is a mark with what the decoder needs to go on from it.
@@ -108,7 +115,7 @@ func (s *saver) stop() {
 func (s *saver) run(ctx context.Context) {
 	defer close(s.ended)
 	for p := range s.points {
-		if !s.worthSaving(ctx) {
+		if !goesOn(ctx) {
 			continue
 		}
 		err := s.save(context.WithoutCancel(ctx), p)
@@ -123,8 +130,8 @@ func (s *saver) run(ctx context.Context) {
 	}
 }
 
-// worthSaving is false when no attempt will go on from here.
-func (s *saver) worthSaving(ctx context.Context) bool {
+// goesOn is whether another attempt will begin where this one ends.
+func goesOn(ctx context.Context) bool {
 	cause := context.Cause(ctx)
 	return cause == nil || errors.Is(cause, tasks.ErrDraining) || errors.Is(cause, tasks.ErrTaskLost)
 }
@@ -149,8 +156,8 @@ func (s *saver) save(ctx context.Context, p point) error {
 		return err
 	}
 	// As in the record: what follows is judged by it, once the saver has ended.
-	if imp := s.copy.imp; reached > imp.Furthest {
-		imp.Furthest, imp.Setbacks, imp.Crashes = reached, 0, 0
+	if task := s.copy.task; reached > task.Furthest {
+		task.Furthest, task.Setbacks, task.Crashes = reached, 0, 0
 	}
 	return nil
 }

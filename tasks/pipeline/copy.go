@@ -18,12 +18,12 @@ import (
 )
 
 // copyDisks copies all disks, from where the checkpoint stands.
-func (a *attempt) copyDisks(ctx context.Context, upload imageapi.Upload, cp checkpoint) ([]tasks.DiskResult, error) {
+func (a importing) copyDisks(ctx context.Context, upload imageapi.Upload, cp checkpoint) ([]tasks.DiskResult, error) {
 	var done []tasks.DiskResult
 	disks, solid := 0, true
-	for i, disk := range a.imp.Disks {
+	for i, disk := range a.task.Disks {
 		a.heart.disk.Store(int64(i) + 1)
-		c := &objectCopy{attempt: a, upload: upload, first: disks + 1, disk: disk, finished: done, solid: solid}
+		c := &objectCopy{attempt: a.attempt, upload: upload, first: disks + 1, disk: disk, finished: done, solid: solid}
 		switch {
 		case i < len(cp.Done):
 			c.done = &cp.Done[i]
@@ -146,7 +146,7 @@ func (c *objectCopy) closeDisks() error {
 }
 
 func (c *objectCopy) limits() formats.Limits {
-	return limitsOf(c.region, c.imp.TargetFormat, c.disk.MaxBytes)
+	return limitsOf(c.region, c.task.TargetFormat, c.disk.MaxBytes)
 }
 
 // keepDone takes over the disks that an earlier attempt finished, if the image service
@@ -170,13 +170,6 @@ func (c *objectCopy) goOn(at int64) {
 	c.from += at
 	c.heart.base.Add(at)
 	c.log.Info().Int("disk", c.first).Int64("offset", at).Msg("going on from a checkpoint")
-}
-
-// dropCheckpoint removes a checkpoint that is of no use. It must be gone before this
-// attempt's first Sync: after that an image service cannot tell any more that the
-// checkpoint is about bytes which an earlier attempt wrote.
-func (c *objectCopy) dropCheckpoint(ctx context.Context) error {
-	return c.r.claims.SaveCheckpoint(ctx, c.held, nil, 0)
 }
 
 // open opens the disks in the image service, for going on if it still has what an

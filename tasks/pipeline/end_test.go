@@ -27,7 +27,7 @@ func TestCancelInTheMiddle(t *testing.T) {
 		}
 		ended <- outcome
 	}()
-	r.until(spec, "the middle", func(i *tasks.Import) bool { return i.DoneBytes > diskSize/3 })
+	r.until(spec, "the middle", func(i *tasks.Task) bool { return i.DoneBytes > diskSize/3 })
 	began := time.Now()
 	if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); err != nil {
 		t.Fatal(err)
@@ -67,8 +67,8 @@ func TestPanic(t *testing.T) {
 	if got := r.handle(spec); got != tasks.OutcomeRetry {
 		t.Errorf("outcome %q", got)
 	}
-	if imp := r.get(spec); imp.Attempts[0].Cause.Code != "internal_error" || strings.Contains(fmt.Sprint(imp.Attempts[0].Cause), "boom") {
-		t.Errorf("the customer is told %+v", imp.Attempts[0].Cause)
+	if task := r.get(spec); task.Attempts[0].Cause.Code != "internal_error" || strings.Contains(fmt.Sprint(task.Attempts[0].Cause), "boom") {
+		t.Errorf("the customer is told %+v", task.Attempts[0].Cause)
 	}
 	r.objects.with(func(o storage.Object) storage.Object { return o })
 	r.handle(spec)
@@ -89,7 +89,7 @@ func TestFencedWorkerStops(t *testing.T) {
 		}
 		ended <- outcome
 	}()
-	r.until(spec, "most of the disk", func(i *tasks.Import) bool { return i.DoneBytes > diskSize/2 })
+	r.until(spec, "most of the disk", func(i *tasks.Task) bool { return i.DoneBytes > diskSize/2 })
 	r.expire(spec) // while the old worker is alive and well
 	r.objects.with(func(o storage.Object) storage.Object { return o })
 	r.handle(spec)

@@ -15,7 +15,8 @@ import (
 	"vmimport/tasks"
 )
 
-// A huge disk with little in it takes seconds, wherever that little is.
+// A huge disk with little in it takes seconds, wherever that little is, and not the hours of
+// all of it.
 func TestHugeDisks(t *testing.T) {
 	r := newRig(t)
 	for _, f := range []struct{ format, declared, size string }{
@@ -27,11 +28,11 @@ func TestHugeDisks(t *testing.T) {
 		began := time.Now()
 		spec := r.acceptImage(f.declared, read(t, path))
 		r.handle(spec)
-		imp := r.get(spec)
-		if imp.State != tasks.Succeeded {
-			t.Fatalf("%s: %s, %+v", f.format, imp.State, imp.Failure)
+		task := r.get(spec)
+		if task.State != tasks.Succeeded {
+			t.Fatalf("%s: %s, %+v", f.format, task.State, task.Failure)
 		}
-		if took := time.Since(began); took > 20*time.Second {
+		if took := time.Since(began); took > time.Minute {
 			t.Errorf("%s took %s", f.format, took)
 		}
 		disk, err := os.Open(filepath.Join(r.dir, spec.ImageID, "disk-1.raw"))
@@ -98,9 +99,9 @@ func TestHugeInGzip(t *testing.T) {
 		r.target = target
 		spec := r.acceptImage("vhdx.gz", zipped(t, read(t, path)))
 		r.handle(spec)
-		imp := r.get(spec)
-		if imp.State != tasks.Succeeded || imp.Result.Disks[0].VirtualSizes[0] != 100<<30 {
-			t.Fatalf("%s: %s, %+v, %+v", target, imp.State, imp.Failure, imp.Result)
+		task := r.get(spec)
+		if task.State != tasks.Succeeded || task.Result.Disks[0].VirtualSizes[0] != 100<<30 {
+			t.Fatalf("%s: %s, %+v, %+v", target, task.State, task.Failure, task.Result)
 		}
 	}
 }
@@ -141,9 +142,9 @@ func TestDisguised(t *testing.T) {
 				continue
 			}
 			r.handle(spec)
-			imp := r.get(spec)
-			if imp.Failure == nil || imp.Failure.Code != "disk_looks_like_image" && imp.Failure.Code != "format_ambiguous" {
-				t.Errorf("%s: %s, %+v", v.name, imp.State, imp.Failure)
+			task := r.get(spec)
+			if task.Failure == nil || task.Failure.Code != "disk_looks_like_image" && task.Failure.Code != "format_ambiguous" {
+				t.Errorf("%s: %s, %+v", v.name, task.State, task.Failure)
 			}
 			r.wantNothing(spec, tasks.Failed, "")
 		}
@@ -172,19 +173,19 @@ func TestNothingStandsOnGzip(t *testing.T) {
 	ctx, stop := context.WithCancelCause(t.Context())
 	defer stop(nil)
 	go func() {
-		r.until(spec, "most of the second disk", func(i *tasks.Import) bool { return i.DoneBytes > spec.TotalBytes()-4*chunk })
+		r.until(spec, "most of the second disk", func(i *tasks.Task) bool { return i.DoneBytes > spec.TotalBytes()-4*chunk })
 		stop(tasks.ErrDraining)
 	}()
 	if outcome, err := r.runner().Handle(ctx, spec.Ref()); outcome != tasks.OutcomeDrained || err != nil {
 		t.Fatalf("outcome %q, %v", outcome, err)
 	}
-	if imp := r.get(spec); imp.Furthest > 0 {
-		t.Errorf("a checkpoint at %d stands on gzip", imp.Furthest)
+	if task := r.get(spec); task.Furthest > 0 {
+		t.Errorf("a checkpoint at %d stands on gzip", task.Furthest)
 	}
 	r.objects.with(func(o storage.Object) storage.Object { return o })
 	r.handle(spec)
-	if imp := r.get(spec); imp.State != tasks.Succeeded || len(imp.Result.Disks) != 2 {
-		t.Errorf("import is %s, %+v", imp.State, imp.Failure)
+	if task := r.get(spec); task.State != tasks.Succeeded || len(task.Result.Disks) != 2 {
+		t.Errorf("import is %s, %+v", task.State, task.Failure)
 	}
 }
 
@@ -207,7 +208,7 @@ func TestCancelOfMuchFromLittle(t *testing.T) {
 		}
 		ended <- outcome
 	}()
-	r.until(spec, "the copy", func(i *tasks.Import) bool { return i.Stage == tasks.StageCopying })
+	r.until(spec, "the copy", func(i *tasks.Task) bool { return i.Stage == tasks.StageCopying })
 	r.cancel(spec)
 	runner.Cancel(spec.ID)
 	began := time.Now()

@@ -47,11 +47,11 @@ func (r *rig) specOf(format string, object []byte) *tasks.Spec {
 // same bytes, and the same holes as qemu-img makes.
 func (r *rig) wantGuests(spec *tasks.Spec, guests ...string) {
 	r.t.Helper()
-	imp := r.get(spec)
-	if imp.State != tasks.Succeeded || len(imp.Result.Disks) != 1 || len(imp.Result.Disks[0].VirtualSizes) != len(guests) {
-		r.t.Fatalf("import is %s, failure %+v, result %+v", imp.State, imp.Failure, imp.Result)
+	task := r.get(spec)
+	if task.State != tasks.Succeeded || len(task.Result.Disks) != 1 || len(task.Result.Disks[0].VirtualSizes) != len(guests) {
+		r.t.Fatalf("import is %s, failure %+v, result %+v", task.State, task.Failure, task.Result)
 	}
-	if got, want := imp.Result.Disks[0].Digests["sha1"], spec.Disks[0].SHA1; got != want {
+	if got, want := task.Result.Disks[0].Digests["sha1"], spec.Disks[0].SHA1; got != want {
 		r.t.Errorf("SHA-1 %s, want %s", got, want)
 	}
 	for i, guest := range guests {
@@ -70,8 +70,8 @@ func (r *rig) wantGuests(spec *tasks.Spec, guests ...string) {
 		if err != nil {
 			r.t.Fatal(err)
 		}
-		if rounded := (len(want) + 511) &^ 511; len(got) != rounded || imp.Result.Disks[0].VirtualSizes[i] != int64(rounded) {
-			r.t.Errorf("disk %d has %d bytes, want %d; the record says %v", i+1, len(got), rounded, imp.Result.Disks[0].VirtualSizes)
+		if rounded := (len(want) + 511) &^ 511; len(got) != rounded || task.Result.Disks[0].VirtualSizes[i] != int64(rounded) {
+			r.t.Errorf("disk %d has %d bytes, want %d; the record says %v", i+1, len(got), rounded, task.Result.Disks[0].VirtualSizes)
 		}
 		if !bytes.Equal(got[:len(want)], want) {
 			r.t.Errorf("disk %d differs from the guest", i+1)
@@ -288,7 +288,7 @@ func TestVariantsGoOn(t *testing.T) {
 			r.objects.with(stallAt(int64(at)))
 			ctx, stop := context.WithCancelCause(t.Context())
 			go func() {
-				r.until(spec, "a checkpoint", func(i *tasks.Import) bool { return i.Furthest > int64(at-4*chunk) })
+				r.until(spec, "a checkpoint", func(i *tasks.Task) bool { return i.Furthest > int64(at-4*chunk) })
 				stop(tasks.ErrDraining)
 			}()
 			if outcome, err := r.runner().Handle(ctx, spec.Ref()); outcome != tasks.OutcomeDrained || err != nil {

@@ -114,7 +114,7 @@ func (h *heart) counters() tasks.Counters {
 
 func (h *heart) progress() tasks.Progress {
 	p := tasks.Progress{Stage: *h.stage.Load(), Counters: h.counters()}
-	if total := h.attempt.imp.TotalBytes(); total > 0 {
+	if total := h.attempt.task.TotalBytes(); total > 0 {
 		// 100 is for the record alone to say.
 		p.Percent = int(float64(p.DoneBytes) / float64(total) * 99)
 	}

@@ -1,11 +1,13 @@
-// Package pipeline runs imports: from the claim on a record to an image that is
-// published, or to nothing left.
+// Package pipeline runs imports and exports: from the claim on a record to an image, or
+// objects, that are published, or to nothing left.
 //
 // One attempt is one call of Runner.Handle:
 //
 //	claim -> inspect -> copy, hashing -> verify -> exclude a cancel -> publish -> finish
 //	   \_____________\________________\________/
 //	    on any failure or cancel: remove what was made, then finish or give back
+//
+// What is between claim and finish is the task's job, importing or exporting.
 //
 // Beside it the heart beats: once a second it stores progress, extends the
 // claim and brings back the cancel. When it learns that the attempt must stop,
@@ -26,11 +28,12 @@ import (
 	"vmimport/tasks"
 )
 
-// Region is where imports of one region read from and write to.
+// Region is where tasks of one region read from and write to.
 type Region struct {
 	Objects storage.Store
 	Images  imageapi.Images
-	MaxDisk int64 // bytes of the largest disk; 0: what any format can hold
+	Target  storage.Target // where exports write to; nil: the region has none
+	MaxDisk int64          // bytes of the largest disk; 0: what any format can hold
 }
 
 // Options set up a Runner. All but Worker may be left zero.
@@ -63,12 +66,12 @@ type Options struct {
 type Observer interface {
 	// Ended is called once for each attempt, with the attempt's outcome, its
 	// duration, and what it moved.
-	Ended(region, outcome string, took time.Duration, counters tasks.Counters, received int64)
+	Ended(kind tasks.Kind, region, outcome string, took time.Duration, counters tasks.Counters, received int64)
 }
 
 type nobody struct{}
 
-func (nobody) Ended(string, string, time.Duration, tasks.Counters, int64) {}
+func (nobody) Ended(tasks.Kind, string, string, time.Duration, tasks.Counters, int64) {}
 
 // Lease is the default of Options.Lease.
 const Lease = 8 * time.Second
@@ -122,15 +125,19 @@ func (r *Runner) Handle(ctx context.Context, ref tasks.Ref) (outcome string, err
 	}
 	a := &attempt{
 		r:      r,
-		imp:    claimed.Import,
+		task:   claimed.Task,
 		held:   claimed.Held,
 		began:  r.now(),
-		region: r.regions[claimed.Import.Region],
-		log: r.opt.Log.With().Str("import_id", string(ref.ID)).Int64("epoch", int64(claimed.Held.Epoch)).
-			Str("request_id", claimed.Import.RequestID).Logger(),
+		region: r.regions[claimed.Task.Region],
+		log: r.opt.Log.With().Str(string(claimed.Task.Kind())+"_id", string(ref.ID)).Int64("epoch", int64(claimed.Held.Epoch)).
+			Str("request_id", claimed.Task.RequestID).Logger(),
 	}
-	if _, ok := r.regions[a.imp.Region]; !ok {
-		a.region = Region{Images: unserved{a.imp.Region}}
+	if _, ok := r.regions[a.task.Region]; !ok {
+		a.region = Region{Images: unserved{a.task.Region}}
+	}
+	a.job = importing{a}
+	if a.task.Kind() == tasks.KindExport {
+		a.job = &exporting{attempt: a}
 	}
 	return a.run(ctx, claimed.Checkpoint)
 }
@@ -146,13 +153,15 @@ func (u unserved) err() error { return errNotServed.Saw("region %s", u.region) }
 
 func (u unserved) Get(context.Context, string) (*imageapi.Image, error) { return nil, u.err() }
 
+func (u unserved) Open(context.Context, string) (imageapi.File, error) { return nil, u.err() }
+
 func (u unserved) Accepts(imageapi.Spec) error { return u.err() }
 
 func (u unserved) Begin(context.Context, imageapi.Spec) (imageapi.Upload, error) { return nil, u.err() }
 
 func (u unserved) Remove(context.Context, string, string) error { return u.err() }
 
-// Cancel tells the Runner that a cancel was accepted. If the import runs here
+// Cancel tells the Runner that a cancel was accepted. If the task runs here
 // its heart beats at once, and so learns of it; else nothing happens.
 func (r *Runner) Cancel(id tasks.ID) {
 	r.mu.Lock()

@@ -27,9 +27,9 @@ func TestImport(t *testing.T) {
 			t.Errorf("size %d: outcome %q", size, got)
 		}
 		padded := append(slices.Clone(b), make([]byte, (512-size%512)%512)...)
-		imp := r.get(spec)
-		if imp.State != tasks.Succeeded || imp.Result.Disks[0].Digests["sha1"] != sha1Hex(b) || len(imp.Attempts) != 1 {
-			t.Errorf("size %d: %+v", size, imp)
+		task := r.get(spec)
+		if task.State != tasks.Succeeded || task.Result.Disks[0].Digests["sha1"] != sha1Hex(b) || len(task.Attempts) != 1 {
+			t.Errorf("size %d: %+v", size, task)
 		}
 		got, err := os.ReadFile(filepath.Join(r.dir, spec.ImageID, "disk-1.raw"))
 		if err != nil || !bytes.Equal(got, padded) {
@@ -119,9 +119,9 @@ func TestImageIDOfAnother(t *testing.T) {
 	}
 	r.handle(first)
 	r.handle(second)
-	imp, err := r.store.Get(t.Context(), tasks.Scope{Region: region, Tenant: "d2"}, second.ID)
-	if err != nil || imp.State != tasks.Failed || imp.Failure.Code != "image_id_in_use" {
-		t.Errorf("%+v, %v", imp, err)
+	task, err := r.store.Get(t.Context(), tasks.Scope{Region: region, Tenant: "d2"}, second.ID)
+	if err != nil || task.State != tasks.Failed || task.Failure.Code != "image_id_in_use" {
+		t.Errorf("%+v, %v", task, err)
 	}
 	r.wantImage(first, b)
 }

@@ -11,7 +11,7 @@ import (
 	"vmimport/tasks"
 )
 
-// Preflight is the cheap part of an attempt, run before an import is accepted.
+// Preflight is the cheap part of an attempt, run before a task is accepted.
 type Preflight struct{ regions map[string]Region }
 
 // NewPreflight returns a Preflight for the given regions.
@@ -26,6 +26,9 @@ func (p *Preflight) Check(ctx context.Context, spec *tasks.Spec) error {
 	region, ok := p.regions[spec.Region]
 	if !ok {
 		return fmt.Errorf("region %s is not configured", spec.Region)
+	}
+	if spec.Export != nil {
+		return p.checkExport(ctx, region, spec)
 	}
 	image := imageapi.Spec{ImageID: spec.ImageID, Name: spec.Name, OSType: spec.OSType}
 	if err := region.Images.Accepts(image); err != nil {

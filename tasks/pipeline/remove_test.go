@@ -41,8 +41,8 @@ func TestDeletedImageIsRemoved(t *testing.T) {
 		t.Errorf("outcome %q", got)
 	}
 	r.wantClean()
-	if imp := r.get(spec); imp.State != tasks.Succeeded || !imp.Removed || imp.Progress != 100 {
-		t.Errorf("%+v", imp)
+	if task := r.get(spec); task.State != tasks.Succeeded || !task.Removed || task.Progress != 100 {
+		t.Errorf("%+v", task)
 	}
 	if got := r.handle(spec); got != "" {
 		t.Errorf("another attempt: %q", got)

@@ -37,7 +37,7 @@ func TestDrainAndResume(t *testing.T) {
 				}
 				ended <- outcome
 			}()
-			r.until(spec, "most of disk 2", func(i *tasks.Import) bool { return i.DoneBytes >= 2*diskSize-2*chunk })
+			r.until(spec, "most of disk 2", func(i *tasks.Task) bool { return i.DoneBytes >= 2*diskSize-2*chunk })
 			r.untilSaved(spec, diskSize-markEvery-chunk)
 			before := r.get(spec)
 			stop(cause)
@@ -123,12 +123,12 @@ func TestCheckpointOfAnotherVersion(t *testing.T) {
 	}
 	rdb, key := r.redis.Client(), "vmimport:{d1}:import:"+string(spec.ID)
 	saved := func() string { return rdb.HGet(t.Context(), key, "checkpoint").Val() }
-	drain(diskSize-chunk, func() { r.until(spec, "a checkpoint", func(*tasks.Import) bool { return saved() != "" }) })
+	drain(diskSize-chunk, func() { r.until(spec, "a checkpoint", func(*tasks.Task) bool { return saved() != "" }) })
 	first := saved()
 	if err := rdb.HSet(t.Context(), key, "checkpoint", `{"version":7}`).Err(); err != nil {
 		t.Fatal(err)
 	}
-	drain(chunk, func() { r.until(spec, "some bytes", func(i *tasks.Import) bool { return i.DoneBytes > 0 }) })
+	drain(chunk, func() { r.until(spec, "some bytes", func(i *tasks.Task) bool { return i.DoneBytes > 0 }) })
 	if got := saved(); got != "" {
 		t.Errorf("the record still has the checkpoint %s; the first was %s", got, first)
 	}
@@ -183,9 +183,9 @@ func TestPassingFailures(t *testing.T) {
 	if got := r.handle(spec); got != tasks.OutcomeRetry {
 		t.Errorf("outcome %q", got)
 	}
-	imp := r.get(spec)
-	if imp.State != tasks.Queued || imp.Setbacks != 1 || imp.Attempts[0].Cause.Code != "source_unreadable" {
-		t.Errorf("%+v", imp)
+	task := r.get(spec)
+	if task.State != tasks.Queued || task.Setbacks != 1 || task.Attempts[0].Cause.Code != "source_unreadable" {
+		t.Errorf("%+v", task)
 	}
 	// It may get further by a checkpoint or two before it fails for good.
 	for tries := 1; r.handle(hopeless) != "failed"; tries++ {
@@ -244,12 +244,12 @@ func TestQueueGivesTheTaskUp(t *testing.T) {
 	ctx, stop := context.WithCancelCause(t.Context())
 	defer stop(nil)
 	go func() {
-		r.until(spec, "the middle", func(i *tasks.Import) bool { return i.DoneBytes > diskSize/3 })
+		r.until(spec, "the middle", func(i *tasks.Task) bool { return i.DoneBytes > diskSize/3 })
 		stop(tasks.ErrTaskLost)
 	}()
 	outcome, err := r.runner().Handle(ctx, spec.Ref())
-	if imp := r.get(spec); outcome != tasks.OutcomeDrained || err != nil || imp.State != tasks.Queued || imp.Crashes+imp.Setbacks != 0 {
-		t.Errorf("outcome %q, %v: %+v", outcome, err, imp)
+	if task := r.get(spec); outcome != tasks.OutcomeDrained || err != nil || task.State != tasks.Queued || task.Crashes+task.Setbacks != 0 {
+		t.Errorf("outcome %q, %v: %+v", outcome, err, task)
 	}
 	r.objects.with(func(o storage.Object) storage.Object { return o })
 	r.handle(spec)
@@ -270,15 +270,15 @@ func TestAnOldHiccupDoesNotCount(t *testing.T) {
 	}
 	r.objects.with(func(o storage.Object) storage.Object {
 		return gate{o, func() error {
-			r.until(spec, "forgiveness", func(i *tasks.Import) bool { return i.Setbacks == 0 })
+			r.until(spec, "forgiveness", func(i *tasks.Task) bool { return i.Setbacks == 0 })
 			return down
 		}}
 	})
 	if got := r.handle(spec); got != tasks.OutcomeRetry {
 		t.Errorf("outcome %q", got)
 	}
-	if imp := r.get(spec); imp.Setbacks != 1 {
-		t.Errorf("%d setbacks", imp.Setbacks)
+	if task := r.get(spec); task.Setbacks != 1 {
+		t.Errorf("%d setbacks", task.Setbacks)
 	}
 	r.objects.with(func(o storage.Object) storage.Object { return o })
 	r.handle(spec)

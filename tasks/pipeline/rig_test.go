@@ -160,13 +160,13 @@ func (r *rig) handle(spec *tasks.Spec) string {
 	return outcome
 }
 
-func (r *rig) get(spec *tasks.Spec) *tasks.Import {
+func (r *rig) get(spec *tasks.Spec) *tasks.Task {
 	r.t.Helper()
-	imp, err := r.store.Get(r.t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID)
+	task, err := r.store.Get(r.t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	return imp
+	return task
 }
 
 func (r *rig) cancel(spec *tasks.Spec) {
@@ -187,10 +187,10 @@ func (r *rig) cancelOnce(spec *tasks.Spec) {
 // expire does what the dispatcher does when a worker has died.
 func (r *rig) expire(spec *tasks.Spec) {
 	r.t.Helper()
-	imp := r.get(spec)
-	held := tasks.Held{Ref: spec.Ref(), Epoch: imp.Epoch}
+	task := r.get(spec)
+	held := tasks.Held{Ref: spec.Ref(), Epoch: task.Epoch}
 	// An hour from now all claims have run out; the import is due before that.
-	attempt := tasks.Attempt{Epoch: imp.Epoch, Outcome: tasks.OutcomeLost}
+	attempt := tasks.Attempt{Epoch: task.Epoch, Outcome: tasks.OutcomeLost}
 	if err := r.store.Expire(r.t.Context(), held, attempt, -2*time.Hour, time.Now().Add(time.Hour)); err != nil {
 		r.t.Fatal(err)
 	}
@@ -199,12 +199,12 @@ func (r *rig) expire(spec *tasks.Spec) {
 // wantImage checks that the import succeeded with exactly these disks.
 func (r *rig) wantImage(spec *tasks.Spec, disks ...[]byte) {
 	r.t.Helper()
-	imp := r.get(spec)
-	if imp.State != tasks.Succeeded || imp.Progress != 100 || imp.Result == nil || len(imp.Result.Disks) != len(disks) {
-		for _, a := range imp.Attempts {
+	task := r.get(spec)
+	if task.State != tasks.Succeeded || task.Progress != 100 || task.Result == nil || len(task.Result.Disks) != len(disks) {
+		for _, a := range task.Attempts {
 			r.t.Logf("attempt %d: %s, %+v", a.Epoch, a.Outcome, a.Cause)
 		}
-		r.t.Fatalf("import is %s at %d %%, failure %+v, result %+v", imp.State, imp.Progress, imp.Failure, imp.Result)
+		r.t.Fatalf("import is %s at %d %%, failure %+v, result %+v", task.State, task.Progress, task.Failure, task.Result)
 	}
 	for i, want := range disks {
 		got, err := os.ReadFile(filepath.Join(r.dir, spec.ImageID, fmt.Sprintf("disk-%d.raw", i+1)))
@@ -214,7 +214,7 @@ func (r *rig) wantImage(spec *tasks.Spec, disks ...[]byte) {
 		if !bytes.Equal(got, want) {
 			r.t.Errorf("disk %d differs from its source", i+1)
 		}
-		if sum := imp.Result.Disks[i].Digests["sha1"]; sum != sha1Hex(want) {
+		if sum := task.Result.Disks[i].Digests["sha1"]; sum != sha1Hex(want) {
 			r.t.Errorf("disk %d has SHA-1 %s in the record", i+1, sum)
 		}
 	}
@@ -225,12 +225,12 @@ func (r *rig) wantImage(spec *tasks.Spec, disks ...[]byte) {
 // wantNothing checks that the import ended in a state and left nothing.
 func (r *rig) wantNothing(spec *tasks.Spec, state tasks.State, code string) {
 	r.t.Helper()
-	imp := r.get(spec)
-	if imp.State != state || imp.Progress > 99 || imp.Result != nil {
-		r.t.Errorf("import is %s at %d %%, result %+v; want %s", imp.State, imp.Progress, imp.Result, state)
+	task := r.get(spec)
+	if task.State != state || task.Progress > 99 || task.Result != nil {
+		r.t.Errorf("import is %s at %d %%, result %+v; want %s", task.State, task.Progress, task.Result, state)
 	}
-	if code != "" && (imp.Failure == nil || imp.Failure.Code != code || imp.Failure.Message == "") {
-		r.t.Errorf("failure %+v, want %s", imp.Failure, code)
+	if code != "" && (task.Failure == nil || task.Failure.Code != code || task.Failure.Message == "") {
+		r.t.Errorf("failure %+v, want %s", task.Failure, code)
 	}
 	r.wantClean()
 }
@@ -263,12 +263,18 @@ func (r *rig) wantClean(images ...string) {
 }
 
 // until waits for a condition of the record.
-func (r *rig) until(spec *tasks.Spec, what string, ok func(*tasks.Import) bool) {
+func (r *rig) until(spec *tasks.Spec, what string, ok func(*tasks.Task) bool) {
+	r.t.Helper()
+	r.wait(what, func() bool { return ok(r.get(spec)) })
+}
+
+// wait waits for anything.
+func (r *rig) wait(what string, ok func() bool) {
 	r.t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(30 * time.Second)
-	for !ok(r.get(spec)) {
+	for !ok() {
 		select {
 		case <-tick.C:
 		case <-deadline:
@@ -281,7 +287,7 @@ func (r *rig) until(spec *tasks.Spec, what string, ok func(*tasks.Import) bool) 
 func (r *rig) untilSaved(spec *tasks.Spec, offset int64) {
 	r.t.Helper()
 	rdb := r.redis.Client()
-	r.until(spec, "a checkpoint", func(*tasks.Import) bool {
+	r.until(spec, "a checkpoint", func(*tasks.Task) bool {
 		saved, err := rdb.HGet(r.t.Context(), "vmimport:{d1}:import:"+string(spec.ID), "checkpoint").Bytes()
 		var cp checkpoint
 		return err == nil && json.Unmarshal(saved, &cp) == nil && len(cp.Done) == 1 && cp.Mark != nil && cp.Mark.Offset >= offset
@@ -297,7 +303,7 @@ func stallAt(at int64) func(storage.Object) storage.Object {
 
 type counter struct{ received int64 }
 
-func (c *counter) Ended(_, _ string, _ time.Duration, _ tasks.Counters, received int64) {
+func (c *counter) Ended(_ tasks.Kind, _, _ string, _ time.Duration, _ tasks.Counters, received int64) {
 	c.received += received
 }
 

@@ -31,11 +31,11 @@ func TestSpentImageID(t *testing.T) {
 	if outcome := r.handle(spec); outcome != string(tasks.Succeeded) {
 		t.Fatalf("outcome %q", outcome)
 	}
-	imp := r.get(spec)
-	if imp.ImageID == spec.ImageID || imp.ImageID == "" {
-		t.Fatalf("image id %q", imp.ImageID)
+	task := r.get(spec)
+	if task.ImageID == spec.ImageID || task.ImageID == "" {
+		t.Fatalf("image id %q", task.ImageID)
 	}
-	spec.ImageID = imp.ImageID
+	spec.ImageID = task.ImageID
 	r.wantImage(spec, content)
 }
 

@@ -58,9 +58,9 @@ func fileBytes(format string, size int64) int64 {
 // for imageapi.DiskSpec.
 func (c *objectCopy) openTargets(ctx context.Context, sizes []int64, atMost func(i int) bool, resume int64) error {
 	for i, size := range sizes {
-		t := &target{size: size, sized: c.imp.TargetFormat != targetQCOW2 && !atMost(i)}
+		t := &target{size: size, sized: c.task.TargetFormat != targetQCOW2 && !atMost(i)}
 		c.targets = append(c.targets, t)
-		spec := imageapi.DiskSpec{Number: c.first + i, Size: fileBytes(c.imp.TargetFormat, size), AtMost: !t.sized, Resume: resume}
+		spec := imageapi.DiskSpec{Number: c.first + i, Size: fileBytes(c.task.TargetFormat, size), AtMost: !t.sized, Resume: resume}
 		var err error
 		if t.w, t.kept, err = c.upload.Disk(ctx, spec); err != nil {
 			return err
@@ -71,7 +71,7 @@ func (c *objectCopy) openTargets(ctx context.Context, sizes []int64, atMost func
 
 // prepare puts between the decoder and its disks what has to be there.
 func (c *objectCopy) prepare(dec *decode.Decoder) (err error) {
-	asQCOW2 := c.imp.TargetFormat == targetQCOW2
+	asQCOW2 := c.task.TargetFormat == targetQCOW2
 	for i, t := range c.targets {
 		file := io.WriterAt(t.w)
 		// The header of a QCOW2 comes last and is at its front.
@@ -97,7 +97,7 @@ const spoolUnit = 4 << 10
 // be alone in its L2 table, which is a cluster too; the rest of its tables is eight
 // clusters at most.
 func (c *objectCopy) spoolNeeds(t *target, dec *decode.Decoder, i int) int64 {
-	if c.imp.TargetFormat == targetQCOW2 {
+	if c.task.TargetFormat == targetQCOW2 {
 		cluster := qcow2.ClusterBytes(t.size)
 		return min(2*dec.DataBytes(i, cluster)+8*cluster, qcow2.MaxFileBytes(t.size))
 	}
