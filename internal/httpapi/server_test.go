@@ -114,7 +114,7 @@ func TestDocumentIsComplete(t *testing.T) {
 		path := strings.ReplaceAll(r.Path, "/v1/AUTH_", "/v2/AUTH_") // said once for both
 		path = strings.Replace(path, "/:container/*", "/:container/:object", 1)
 		path = strings.Replace(path, "/monitoring/*", "/monitoring/:page", 1)
-		for _, name := range []string{"import_id", "project", "container", "object", "page"} {
+		for _, name := range []string{"import_id", "export_id", "project", "container", "object", "page"} {
 			path = strings.Replace(path, ":"+name, "{"+name+"}", 1)
 		}
 		served[r.Method+" "+path] = true

@@ -72,25 +72,64 @@ type statusBody struct {
 }
 
 type vmimportBody struct {
-	Stage          tasks.Stage       `json:"stage"`
-	DoneBytes      int64             `json:"done_bytes"`
-	TotalBytes     int64             `json:"total_bytes"`
-	BytesPerSecond int64             `json:"bytes_per_second"`
-	Attempt        tasks.Epoch       `json:"attempt"`
-	Retries        int64             `json:"retries"`
-	Stalls         int64             `json:"stalls"`
-	RequestedAt    time.Time         `json:"requested_at"`
-	FinishedAt     time.Time         `json:"finished_at,omitzero"`
-	FailureCode    string            `json:"failure_code,omitempty"`
-	Evidence       string            `json:"evidence,omitempty"`
-	Remedy         string            `json:"remedy,omitempty"`
-	Digests        map[string]string `json:"digests,omitempty"`
-	SourceFormat   string            `json:"source_format,omitempty"`
-	VirtualSize    int64             `json:"virtual_size,omitempty"` // bytes, of the system disk
-	Disks          int               `json:"disks,omitempty"`        // if more than one
+	runBody
+	Digests      map[string]string `json:"digests,omitempty"`
+	SourceFormat string            `json:"source_format,omitempty"`
+	VirtualSize  int64             `json:"virtual_size,omitempty"` // bytes, of the system disk
+	Disks        int               `json:"disks,omitempty"`        // if more than one
 }
 
-func newStatusBody(imp *tasks.Import) (*statusBody, error) {
+// runBody is how any task stands.
+type runBody struct {
+	Stage          tasks.Stage `json:"stage"`
+	DoneBytes      int64       `json:"done_bytes"`
+	TotalBytes     int64       `json:"total_bytes"`
+	BytesPerSecond int64       `json:"bytes_per_second"`
+	Attempt        tasks.Epoch `json:"attempt"`
+	Retries        int64       `json:"retries"`
+	Stalls         int64       `json:"stalls"`
+	RequestedAt    time.Time   `json:"requested_at"`
+	FinishedAt     time.Time   `json:"finished_at,omitzero"`
+	FailureCode    string      `json:"failure_code,omitempty"`
+	Evidence       string      `json:"evidence,omitempty"`
+	Remedy         string      `json:"remedy,omitempty"`
+}
+
+func newRunBody(t *tasks.Task) runBody {
+	b := runBody{
+		Stage:          t.Stage,
+		DoneBytes:      t.DoneBytes,
+		TotalBytes:     t.TotalBytes(),
+		BytesPerSecond: t.BytesPerSecond,
+		Attempt:        t.Epoch,
+		Retries:        t.Retries,
+		Stalls:         t.Stalls,
+		RequestedAt:    t.RequestedAt.UTC(),
+		FinishedAt:     t.FinishedAt.UTC(),
+	}
+	if f := failureOf(t); f != nil {
+		b.FailureCode, b.Evidence, b.Remedy = f.Code, f.Evidence, f.Remedy
+	}
+	return b
+}
+
+// failureOf returns why a task has failed; nil if it has not.
+func failureOf(t *tasks.Task) *tasks.Failure {
+	if t.State != tasks.Failed {
+		return nil
+	}
+	return t.Failure
+}
+
+// errorMessage is the failure in words, or "".
+func errorMessage(t *tasks.Task) string {
+	if f := failureOf(t); f != nil {
+		return f.Fault().Sentences()
+	}
+	return ""
+}
+
+func newStatusBody(imp *tasks.Task) (*statusBody, error) {
 	b := &statusBody{
 		ImportStatus:    imp.State,
 		Progress:        imp.Progress,
@@ -100,17 +139,8 @@ func newStatusBody(imp *tasks.Import) (*statusBody, error) {
 		ID:              imp.ImageID,
 		MinRAM:          imp.MinRAMMiB,
 		MinDisk:         imp.MinDiskGiB,
-		VMImport: vmimportBody{
-			Stage:          imp.Stage,
-			DoneBytes:      imp.DoneBytes,
-			TotalBytes:     imp.TotalBytes(),
-			BytesPerSecond: imp.BytesPerSecond,
-			Attempt:        imp.Epoch,
-			Retries:        imp.Retries,
-			Stalls:         imp.Stalls,
-			RequestedAt:    imp.RequestedAt.UTC(),
-			FinishedAt:     imp.FinishedAt.UTC(),
-		},
+		ErrorMessage:    errorMessage(imp),
+		VMImport:        vmimportBody{runBody: newRunBody(imp)},
 	}
 	if len(imp.Details) > 0 {
 		if err := json.Unmarshal(imp.Details, &b.registered); err != nil {
@@ -119,10 +149,6 @@ func newStatusBody(imp *tasks.Import) (*statusBody, error) {
 	}
 	if b.BillingInfo == nil {
 		b.OSType, b.Conversion = imp.OSType, imp.OSType != "" // a data disk has none
-	}
-	if f := imp.Failure; f != nil && imp.State == tasks.Failed {
-		b.ErrorMessage = f.Fault().Sentences()
-		b.VMImport.FailureCode, b.VMImport.Evidence, b.VMImport.Remedy = f.Code, f.Evidence, f.Remedy
 	}
 	if r := imp.Result; r != nil && imp.State == tasks.Succeeded && len(r.Disks) > 0 {
 		b.VMImport.show(&r.Disks[0])
@@ -142,24 +168,32 @@ func (b *vmimportBody) show(r *tasks.DiskResult) {
 	}
 }
 
-// maxListed is the length of a list, whatever limit asks for.
-const maxListed = 100
+// listing is what the calls for lists differ in.
+type listing struct {
+	max                int // length of a list, whatever limit asks for
+	badStart, badLimit *problem
+}
+
+var (
+	importList = listing{100, errStart, errLimit}
+	exportList = listing{200, errExportStart, errExportLimit}
+)
 
 // window reads which part of the list is asked for. Other parameters are
 // ignored.
-func window(query string) (start, limit int, err error) {
-	limit = maxListed
+func (l listing) window(query string) (start, limit int, err error) {
+	limit = l.max
 	if v, given := queryValue(query, "start"); given {
 		if start, err = strconv.Atoi(v); err != nil {
-			return 0, 0, errStart
+			return 0, 0, l.badStart
 		}
 	}
 	if v, given := queryValue(query, "limit"); given {
 		if limit, err = strconv.Atoi(v); err != nil || limit == 0 {
-			return 0, 0, errLimit
+			return 0, 0, l.badLimit
 		}
 	}
-	return start, min(limit, maxListed), nil
+	return start, min(limit, l.max), nil
 }
 
 // queryValue returns the first value of a query parameter, if it is a row of

@@ -1,12 +1,13 @@
-// Package fjcloud speaks the VM image import API of FUJITSU Cloud: the REST
-// calls that register an import (of a server's image, or of one of expansion
-// storage), show it, list imports and cancel one.
+// Package fjcloud speaks the VM image import and export API of FUJITSU Cloud: the
+// REST calls that register an import (of a server's image, or of one of expansion
+// storage) or an export, show it, list them and cancel one.
 //
 // It decides what a request means and in which words it is answered; every
-// rule that the dialects share is the Service's. A caller sees the imports of
-// its domain (or of its project, by configuration) that came in through this
-// dialect, and cancels those of its own project. What a request holds beyond
-// the documented members, in older clients a password, is dropped unread.
+// rule that the dialects share is the Service's. A caller sees the imports and
+// exports of its domain (or of its project, by configuration) that came in through
+// this dialect, each by the calls for its kind, and cancels those of its own project.
+// What a request holds beyond the documented members, in older clients a password, is
+// dropped unread.
 package fjcloud
 
 import (
@@ -28,9 +29,9 @@ import (
 
 // Service is what the dialect needs of tasks.Service.
 type Service interface {
-	Register(ctx context.Context, spec *tasks.Spec) (imp *tasks.Import, fresh bool, err error)
-	Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Import, error)
-	List(ctx context.Context, scope tasks.Scope, start, limit int) ([]*tasks.Import, error)
+	Register(ctx context.Context, spec *tasks.Spec) (task *tasks.Task, fresh bool, err error)
+	Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Task, error)
+	List(ctx context.Context, scope tasks.Scope, start, limit int) ([]*tasks.Task, error)
 	Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tasks.State, error)
 	ReadObject(ctx context.Context, region string, o tasks.Object, limit int64) ([]byte, error)
 }
@@ -44,7 +45,7 @@ const (
 	Classic Profile = "classic" // all regions before these
 )
 
-// ListScope says whose imports a caller sees.
+// ListScope says whose imports and exports a caller sees.
 type ListScope string
 
 // The scopes.
@@ -73,8 +74,8 @@ type Options struct {
 	// RequiredRole is a role without which a token opens nothing; "": none.
 	RequiredRole string
 
-	// NewID makes the ids of imports and images, canonical lower-case UUIDs;
-	// nil: random ones.
+	// NewID makes the ids of imports, exports and images, canonical lower-case
+	// UUIDs; nil: random ones.
 	NewID func() string
 }
 
@@ -140,6 +141,10 @@ func (d *Dialect) Mount(e *echo.Echo) {
 	if d.opts.Profile == Gen3 {
 		e.POST("/v1/imageimport/:import_id/cancel", d.authenticated(d.cancel))
 	}
+	e.POST(exportsPath, d.authenticated(d.registerExport))
+	e.GET(exportsPath, d.authenticated(d.listExports))
+	e.GET(exportsPath+"/:export_id/status", d.authenticated(d.exportStatus))
+	e.POST(exportsPath+"/:export_id/cancel", d.authenticated(d.cancelExport))
 }
 
 // maxTokenBytes is far above what an identity service issues, and keeps what it
@@ -179,8 +184,8 @@ func annotate(c echo.Context, key, value string) {
 }
 
 // visible is what a caller may see.
-func (d *Dialect) visible(who *auth.Identity) tasks.Scope {
-	scope := d.owned(who)
+func (d *Dialect) visible(who *auth.Identity, kind tasks.Kind) tasks.Scope {
+	scope := d.owned(who, kind)
 	if d.opts.ListScope == ListDomain {
 		scope.Project = ""
 	}
@@ -188,22 +193,31 @@ func (d *Dialect) visible(who *auth.Identity) tasks.Scope {
 }
 
 // owned is what a caller may change.
-func (d *Dialect) owned(who *auth.Identity) tasks.Scope {
-	return tasks.Scope{Region: d.region, Tenant: tasks.Tenant(who.DomainID), Project: who.ProjectID, Dialect: Name}
+func (d *Dialect) owned(who *auth.Identity, kind tasks.Kind) tasks.Scope {
+	return tasks.Scope{Region: d.region, Tenant: tasks.Tenant(who.DomainID), Project: who.ProjectID, Dialect: Name, Kind: kind}
 }
 
-// find returns the import that the path names, if it is in scope.
-func (d *Dialect) find(c echo.Context, scope tasks.Scope) (*tasks.Import, error) {
-	id, ok := canonicalUUID(c.Param("import_id"))
+// ownerOf is the caller as the owner of what it asks for.
+func ownerOf(who *auth.Identity) tasks.Owner {
+	return tasks.Owner{Tenant: tasks.Tenant(who.DomainID), Project: who.ProjectID, User: who.UserID}
+}
+
+// idName is what paths, bodies and the log call the id of a task of a kind.
+func idName(kind tasks.Kind) string { return string(kind) + "_id" }
+
+// find returns the task that the path names, if it is in scope.
+func (d *Dialect) find(c echo.Context, scope tasks.Scope) (*tasks.Task, error) {
+	name := idName(scope.Kind)
+	id, ok := canonicalUUID(c.Param(name))
 	if !ok {
 		return nil, tasks.ErrUnknown
 	}
-	annotate(c, "import_id", id)
-	imp, err := d.service.Get(c.Request().Context(), scope, tasks.ID(id))
+	annotate(c, name, id)
+	task, err := d.service.Get(c.Request().Context(), scope, tasks.ID(id))
 	if err != nil {
-		return nil, fmt.Errorf("find import: %w", err)
+		return nil, fmt.Errorf("find %s: %w", scope.Kind, err)
 	}
-	return imp, nil
+	return task, nil
 }
 
 func (d *Dialect) registerImage(c echo.Context, who *auth.Identity) error {
@@ -234,7 +248,7 @@ func (d *Dialect) register(c echo.Context, who *auth.Identity, parse func(body [
 	if spec.ImageID == "" {
 		spec.ImageID = d.opts.NewID()
 	}
-	spec.Owner = tasks.Owner{Tenant: tasks.Tenant(who.DomainID), Project: who.ProjectID, User: who.UserID}
+	spec.Owner = ownerOf(who)
 	spec.Dialect = Name
 	spec.Region = d.region
 	spec.TargetFormat = d.opts.TargetFormat
@@ -242,7 +256,7 @@ func (d *Dialect) register(c echo.Context, who *auth.Identity, parse func(body [
 	if spec.Details, err = json.Marshal(r.shown); err != nil {
 		return fmt.Errorf("encode details of import: %w", err)
 	}
-	annotate(c, "import_id", string(spec.ID))
+	annotate(c, idName(tasks.KindImport), string(spec.ID))
 
 	imp, _, err := d.service.Register(c.Request().Context(), spec)
 	if r.keepsID && errors.Is(err, tasks.ErrImageIDInUse) {
@@ -257,7 +271,7 @@ func (d *Dialect) register(c echo.Context, who *auth.Identity, parse func(body [
 }
 
 func (d *Dialect) status(c echo.Context, who *auth.Identity) error {
-	imp, err := d.find(c, d.visible(who))
+	imp, err := d.find(c, d.visible(who, tasks.KindImport))
 	if err != nil {
 		return err
 	}
@@ -269,13 +283,9 @@ func (d *Dialect) status(c echo.Context, who *auth.Identity) error {
 }
 
 func (d *Dialect) list(c echo.Context, who *auth.Identity) error {
-	start, limit, err := window(c.Request().URL.RawQuery)
+	imports, err := d.listed(c, d.visible(who, tasks.KindImport), importList)
 	if err != nil {
 		return err
-	}
-	imports, err := d.service.List(c.Request().Context(), d.visible(who), start, limit)
-	if err != nil {
-		return fmt.Errorf("list imports: %w", err)
 	}
 	body := listBody{Imports: []listEntry{}}
 	for _, imp := range imports {
@@ -284,14 +294,32 @@ func (d *Dialect) list(c echo.Context, who *auth.Identity) error {
 	return c.JSON(http.StatusOK, body)
 }
 
+// listed returns what a request for a list selects of scope.
+func (d *Dialect) listed(c echo.Context, scope tasks.Scope, l listing) ([]*tasks.Task, error) {
+	start, limit, err := l.window(c.Request().URL.RawQuery)
+	if err != nil {
+		return nil, err
+	}
+	list, err := d.service.List(c.Request().Context(), scope, start, limit)
+	if err != nil {
+		return nil, fmt.Errorf("list %ss: %w", scope.Kind, err)
+	}
+	return list, nil
+}
+
 func (d *Dialect) cancel(c echo.Context, who *auth.Identity) error {
-	imp, err := d.find(c, d.owned(who))
+	return d.cancelIn(c, d.owned(who, tasks.KindImport))
+}
+
+// cancelIn cancels the task that the path names, if it is in scope.
+func (d *Dialect) cancelIn(c echo.Context, scope tasks.Scope) error {
+	task, err := d.find(c, scope)
 	if err != nil {
 		return err
 	}
 	// Which of two simultaneous requests is accepted is decided in here.
-	if _, err := d.service.Cancel(c.Request().Context(), d.owned(who), imp.ID); err != nil {
-		return fmt.Errorf("cancel import: %w", err)
+	if _, err := d.service.Cancel(c.Request().Context(), scope, task.ID); err != nil {
+		return fmt.Errorf("cancel %s: %w", scope.Kind, err)
 	}
 	return c.NoContent(http.StatusAccepted)
 }

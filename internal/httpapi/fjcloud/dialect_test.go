@@ -185,7 +185,7 @@ func TestParallelCancels(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	id := register(t, w)
-	w.service.change(func(imp *tasks.Import) { imp.State = tasks.Processing })
+	w.service.change(func(imp *tasks.Task) { imp.State = tasks.Processing })
 	codes := make([]int, 20)
 	start := make(chan struct{})
 	var wg sync.WaitGroup
@@ -337,7 +337,7 @@ func TestMutations(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	doc := httpapitest.LoadDocument(t)
-	id := register(t, w)
+	id, export := register(t, w), registerExport(t, w, "first")
 	w.service.put("c/web01.json", `{"name": "web01"}`)
 	type request struct{ method, path, token, body string }
 	seeds := []request{
@@ -348,6 +348,11 @@ func TestMutations(t *testing.T) {
 		{"GET", "/v1/imageimport?start=1&limit=2", "alice", ""},
 		{"GET", "/v1/imageimport/" + id + "/status", "bob", ""},
 		{"POST", "/v1/imageimport/" + id + "/cancel", "carol", ""},
+		{"POST", "/v1/imageexport", "alice", goodExport},
+		{"POST", "/v1/imageexport", "alice", strings.Replace(goodExport, "{", `{"details": {"image_to": "kvm"}, `, 1)},
+		{"GET", "/v1/imageexport?start=1&limit=2", "alice", ""},
+		{"GET", "/v1/imageexport/" + export + "/status", "bob", ""},
+		{"POST", "/v1/imageexport/" + export + "/cancel", "carol", ""},
 	}
 	random := rand.New(rand.NewPCG(20260301, 7))
 	for range 10000 {

@@ -41,7 +41,7 @@ func invalid(code, member string) *problem {
 	return bad(code, "Parameter '"+member+"' has invalid value.")
 }
 
-// Problems that the dialect finds by itself.
+// Problems that the dialect finds by itself. Those of exports are in exporterrors.go.
 var (
 	errNameMissing     = missing("40001", "name")
 	errName            = invalid("40002", "name")
@@ -67,13 +67,16 @@ var (
 	errUnavailable     = &problem{http.StatusServiceUnavailable, "50301", "The service is temporarily unavailable. Try again later."}
 )
 
-// problemsOfFaults says how a fault is answered: by its code, which may end in
-// a star, else by its kind. The first row that fits is taken.
-var problemsOfFaults = []struct {
+// answers say how faults are answered: by the code, which may end in a star, else by
+// the kind. The first row that fits is taken.
+type answers []struct {
 	code string
 	kind fault.Kind
 	problem
-}{
+}
+
+// importAnswers are those of the calls about imports.
+var importAnswers = answers{
 	{code: "not_authenticated", problem: problem{http.StatusUnauthorized, "40101", ""}},
 	{code: "import_not_found", problem: problem{http.StatusNotFound, "40401", "Invalid import_id."}},
 	{code: "import_finished", problem: problem{http.StatusNotFound, "40402", ""}},
@@ -95,8 +98,8 @@ var problemsOfFaults = []struct {
 	{kind: fault.Invalid, problem: *bad("40004", "")},
 }
 
-// problemOf finds the answer for any error.
-func problemOf(err error) *problem {
+// to finds the answer to any error.
+func (a answers) to(err error) *problem {
 	if p, ok := errors.AsType[*problem](err); ok {
 		return p
 	}
@@ -110,7 +113,7 @@ func problemOf(err error) *problem {
 	if f.Kind == fault.Internal && errors.Is(err, context.DeadlineExceeded) {
 		return errUnavailable
 	}
-	for _, row := range problemsOfFaults {
+	for _, row := range a {
 		prefix, open := strings.CutSuffix(row.code, "*")
 		if row.kind == f.Kind || row.code != "" && (f.Code == row.code || open && strings.HasPrefix(f.Code, prefix)) {
 			p := row.problem
@@ -121,12 +124,20 @@ func problemOf(err error) *problem {
 	return errInternal
 }
 
+// answersAt returns the answers of the calls at a path.
+func answersAt(path string) answers {
+	if strings.HasPrefix(path, exportsPath) {
+		return exportAnswers
+	}
+	return importAnswers
+}
+
 // retryAfter is when to come back, in seconds: about what a failover takes.
 const retryAfter = "10"
 
 // WriteError answers with the problem that err is.
 func (d *Dialect) WriteError(c echo.Context, err error) error {
-	p := problemOf(err)
+	p := answersAt(c.Path()).to(err)
 	switch h := c.Response().Header(); p.status {
 	case http.StatusUnauthorized:
 		h.Set(echo.HeaderWWWAuthenticate, "Keystone")

@@ -2,6 +2,7 @@ package fjcloud_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"vmimport/imageapi"
 	"vmimport/internal/auth"
 	"vmimport/internal/fault"
 	"vmimport/internal/httpapi"
@@ -27,6 +29,13 @@ const (
 	alicesProject = "6f0b1c2d3e4f5a6b7c8d9e0f1a2b3c4d"
 	bobsProject   = "0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b0b" // of the same domain
 	carolsProject = "ca401ca401ca401ca401ca401ca401ca" // of another
+)
+
+// Images that can be exported.
+const (
+	alicesImage = "5b1c1c0e-53a7-4c2a-9a53-2d0f0c1b8a77"
+	alicesOther = "6c2d2d1f-64b8-4d3b-8b64-3e1f1d2c9b88"
+	bobsImage   = "b0b0b0b0-0000-4000-8000-000000000001"
 )
 
 // callers by their tokens.
@@ -50,18 +59,23 @@ func (fakeTokens) Authenticate(_ context.Context, token string) (*auth.Identity,
 	return nil, auth.ErrNoIdentity
 }
 
-// fakeService keeps imports in memory, by the contract of tasks.Records.
+// fakeService keeps imports and exports in memory, by the contract of tasks.Records.
 type fakeService struct {
 	mu      sync.Mutex
-	imports []*tasks.Import   // oldest first
+	imports []*tasks.Task     // and exports, oldest first
 	objects map[string]string // content by container "/" name; of those that are read
 	taken   string            // image id of an image that is there
+	images  map[string]string // projects of those that can be exported, by image id; all are called web01
 	now     time.Time
 	fails   error // of the next call
 }
 
 func newFakeService() *fakeService {
-	return &fakeService{objects: map[string]string{}, now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	return &fakeService{
+		objects: map[string]string{},
+		images:  map[string]string{alicesImage: alicesProject, alicesOther: alicesProject, bobsImage: bobsProject},
+		now:     time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
+	}
 }
 
 // enter locks the fake and returns what the call is to fail with.
@@ -72,7 +86,7 @@ func (f *fakeService) enter() error {
 	return err
 }
 
-func (f *fakeService) Register(_ context.Context, spec *tasks.Spec) (*tasks.Import, bool, error) {
+func (f *fakeService) Register(_ context.Context, spec *tasks.Spec) (*tasks.Task, bool, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(); err != nil {
 		return nil, false, err
@@ -84,15 +98,59 @@ func (f *fakeService) Register(_ context.Context, spec *tasks.Spec) (*tasks.Impo
 		}
 		disk.Bytes, disk.Version = 4<<30, "v1"
 	}
-	if spec.ImageID == f.taken || slices.ContainsFunc(f.imports, func(i *tasks.Import) bool { return i.ImageID == spec.ImageID && !i.State.Final() }) {
-		return nil, false, tasks.ErrImageIDInUse
+	if err := f.admit(spec); err != nil {
+		return nil, false, err
 	}
 	f.now = f.now.Add(time.Second)
 	spec.RequestedAt = f.now
-	imp := &tasks.Import{Spec: *spec, State: tasks.Queued, Stage: tasks.StageWaiting}
+	imp := &tasks.Task{Spec: *spec, State: tasks.Queued, Stage: tasks.StageWaiting}
 	f.imports = append(f.imports, imp)
 	return clone(imp), true, nil
 }
+
+// admit checks the rules about images.
+func (f *fakeService) admit(spec *tasks.Spec) error {
+	if spec.Export != nil {
+		return f.admitExport(spec)
+	}
+	for _, i := range f.imports {
+		if i.Export == nil && i.ImageID == spec.ImageID && !i.State.Final() {
+			return tasks.ErrImageIDInUse
+		}
+	}
+	if spec.ImageID == f.taken {
+		return tasks.ErrImageIDInUse
+	}
+	return nil
+}
+
+// admitExport also fills in what a look at the image tells.
+func (f *fakeService) admitExport(spec *tasks.Spec) error {
+	e := spec.Export
+	switch project, ok := f.images[spec.ImageID]; {
+	case !ok:
+		return imageapi.ErrNoImage
+	case project != spec.Owner.Project:
+		return errNotOwned
+	case strings.Contains(e.Container, "missing"):
+		return storage.ErrNoContainer
+	case f.objects[e.Container+"/web01.img.gz"] != "":
+		return storage.ErrObjectExists
+	}
+	spec.Name, e.Format, e.Bytes, e.VirtualBytes, e.Version = "web01", "raw", 4<<30, 40<<30, "v1"
+	for _, t := range f.imports {
+		if t.Export == nil || t.State.Final() || t.Owner != spec.Owner || t.Export.Container != e.Container {
+			continue
+		}
+		if t.ImageID == spec.ImageID {
+			return tasks.ErrImageExporting
+		}
+		return tasks.ErrNameExporting
+	}
+	return nil
+}
+
+var errNotOwned = fault.New(fault.NotFound, "image_not_owned", "The image is of another project.").Saw("owner %s", bobsProject)
 
 func (f *fakeService) ReadObject(_ context.Context, region string, o tasks.Object, limit int64) ([]byte, error) {
 	defer f.mu.Unlock()
@@ -115,14 +173,14 @@ func (f *fakeService) put(name, content string) {
 	f.objects[name] = content
 }
 
-func clone(imp *tasks.Import) *tasks.Import { c := *imp; return &c }
+func clone(imp *tasks.Task) *tasks.Task { c := *imp; return &c }
 
-func inScope(imp *tasks.Import, s tasks.Scope) bool {
+func inScope(imp *tasks.Task, s tasks.Scope) bool {
 	return imp.Region == s.Region && imp.Owner.Tenant == s.Tenant && (s.Project == "" || imp.Owner.Project == s.Project) &&
-		(s.Dialect == "" || imp.Dialect == s.Dialect)
+		(s.Dialect == "" || imp.Dialect == s.Dialect) && imp.Kind() == cmp.Or(s.Kind, tasks.KindImport)
 }
 
-func (f *fakeService) find(s tasks.Scope, id tasks.ID) (*tasks.Import, error) {
+func (f *fakeService) find(s tasks.Scope, id tasks.ID) (*tasks.Task, error) {
 	for _, imp := range f.imports {
 		if imp.ID == id && inScope(imp, s) {
 			return imp, nil
@@ -131,7 +189,7 @@ func (f *fakeService) find(s tasks.Scope, id tasks.ID) (*tasks.Import, error) {
 	return nil, tasks.ErrUnknown
 }
 
-func (f *fakeService) Get(_ context.Context, s tasks.Scope, id tasks.ID) (*tasks.Import, error) {
+func (f *fakeService) Get(_ context.Context, s tasks.Scope, id tasks.ID) (*tasks.Task, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(); err != nil {
 		return nil, err
@@ -143,12 +201,12 @@ func (f *fakeService) Get(_ context.Context, s tasks.Scope, id tasks.ID) (*tasks
 	return clone(imp), nil
 }
 
-func (f *fakeService) List(_ context.Context, s tasks.Scope, start, limit int) ([]*tasks.Import, error) {
+func (f *fakeService) List(_ context.Context, s tasks.Scope, start, limit int) ([]*tasks.Task, error) {
 	defer f.mu.Unlock()
 	if err := f.enter(); err != nil {
 		return nil, err
 	}
-	var list []*tasks.Import
+	var list []*tasks.Task
 	for _, imp := range slices.Backward(f.imports) {
 		if inScope(imp, s) {
 			list = append(list, imp)
@@ -185,7 +243,7 @@ func (f *fakeService) Cancel(_ context.Context, s tasks.Scope, id tasks.ID) (tas
 }
 
 // change alters the newest import behind the API's back, as workers do.
-func (f *fakeService) change(do func(*tasks.Import)) {
+func (f *fakeService) change(do func(*tasks.Task)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	do(f.imports[len(f.imports)-1])

@@ -26,19 +26,55 @@ const (
 // The project must be the caller's; nobody is told whether another's object
 // exists.
 func parseLocation(location, version, project string) (tasks.Object, error) {
-	rest, ok := strings.CutPrefix(location, "/"+version+"/AUTH_")
-	if !ok {
-		return tasks.Object{}, errLocation.because("It must begin with /" + version + "/AUTH_ and is a path, not a URL.")
+	rest, reason := cutAccount(location, version, project)
+	if reason != "" {
+		return tasks.Object{}, errLocation.because(reason)
 	}
-	owner, rest, _ := strings.Cut(rest, "/")
 	container, object, _ := strings.Cut(rest, "/")
-	if owner != project {
-		return tasks.Object{}, errLocation.because("It must name the project of the token.")
-	}
 	if reason := checkNames(container, object); reason != "" {
 		return tasks.Object{}, errLocation.because(reason)
 	}
 	return tasks.Object{API: apiSwift, Project: project, Container: container, Name: object}, nil
+}
+
+// parseContainer reads "/" version "/AUTH_" project "/" container by the rules of
+// parseLocation. One slash may follow.
+func parseContainer(location, version, project string) (container string, err error) {
+	rest, reason := cutAccount(location, version, project)
+	if reason != "" {
+		return "", errContainer.because(reason)
+	}
+	container = strings.TrimSuffix(rest, "/")
+	switch {
+	case container == "":
+		return "", errContainer.because("It must name a container.")
+	case strings.Contains(container, "/"):
+		return "", errContainer.because("It must name a container, and nothing in it.")
+	case len(container) > maxContainerBytes-len(partsSuffix):
+		return "", errContainer.because("The name of the container is too long; parts go to one that has '" + partsSuffix + "' behind it.")
+	}
+	if reason := checkSegments(container); reason != "" {
+		return "", errContainer.because(reason)
+	}
+	return container, nil
+}
+
+// partsSuffix is what the name of a container has behind it in that of the container
+// that keeps the parts of its objects.
+const partsSuffix = "_segments"
+
+// cutAccount returns what follows "/" version "/AUTH_" project "/", or what is wrong
+// with the beginning.
+func cutAccount(location, version, project string) (rest, wrong string) {
+	rest, ok := strings.CutPrefix(location, "/"+version+"/AUTH_")
+	if !ok {
+		return "", "It must begin with /" + version + "/AUTH_ and is a path, not a URL."
+	}
+	owner, rest, _ := strings.Cut(rest, "/")
+	if owner != project {
+		return "", "It must name the project of the token."
+	}
+	return rest, ""
 }
 
 // parseS3Location reads "/" bucket "/" object, by the rules of parseLocation.
@@ -60,14 +96,22 @@ func checkNames(container, object string) string {
 	switch {
 	case slices.Contains(segments, ""):
 		return "It must name a container and an object, and have no empty segments."
-	case slices.Contains(segments, "."), slices.Contains(segments, ".."):
-		return "It must not hold '.' or '..' as a segment."
-	case strings.ContainsAny(container+object, "?#"):
-		return "It must not hold '?' or '#'."
-	case strings.ContainsFunc(container+object, unicode.IsControl):
-		return "It must not hold control characters."
 	case len(container) > maxContainerBytes, len(object) > maxObjectBytes:
 		return "The name of the container or the object is too long."
+	}
+	return checkSegments(segments...)
+}
+
+// checkSegments says what is wrong with parts of a path, or "".
+func checkSegments(segments ...string) string {
+	all := strings.Join(segments, "")
+	switch {
+	case slices.Contains(segments, "."), slices.Contains(segments, ".."):
+		return "It must not hold '.' or '..' as a segment."
+	case strings.ContainsAny(all, "?#"):
+		return "It must not hold '?' or '#'."
+	case strings.ContainsFunc(all, unicode.IsControl):
+		return "It must not hold control characters."
 	}
 	return ""
 }

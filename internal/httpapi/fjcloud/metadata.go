@@ -49,13 +49,37 @@ func (d *Dialect) complete(ctx context.Context, r *request) error {
 type metadata struct {
 	id, name, osType, baseImageID string
 	minRAMMiB, minDiskGiB         int64
+	properties                    map[string]string // of startProperties
+}
+
+// startProperties are the properties, by their names in Glance, that decide whether a
+// server starts from an image: its firmware, and the devices that its system knows. See
+// ImageMetaProps in Nova. Others stay behind: they choose hosts, name things of the old
+// cloud, or have no say in this.
+var startProperties = []string{
+	"architecture",
+	"hw_boot_menu",
+	"hw_disk_bus",
+	"hw_firmware_type",
+	"hw_machine_type",
+	"hw_qemu_guest_agent",
+	"hw_rng_model",
+	"hw_scsi_model",
+	"hw_tpm_model",
+	"hw_tpm_version",
+	"hw_vif_model",
+	"hw_video_model",
+	"os_distro",
+	"os_secure_boot",
+	"os_version",
 }
 
 // parseMetadata reads the record of an image, as the image service shows it.
 // Formats in it are passed over: what the image file is, its bytes say.
 //
 // The rules of the members are those of a request, but for os_type: an exported
-// image has whatever the original had, offered or not.
+// image has whatever the original had, offered or not. Properties are strings in Glance,
+// whatever they say.
 func parseMetadata(content []byte) (*metadata, error) {
 	m, err := decodeObject(content)
 	if err != nil {
@@ -80,6 +104,16 @@ func parseMetadata(content []byte) (*metadata, error) {
 	if md.baseImageID, ok = m.label("base_image_id"); !ok {
 		return nil, unusable("base_image_id")
 	}
+	md.properties = map[string]string{}
+	for _, name := range startProperties {
+		value, ok := m.label(name)
+		if !ok {
+			return nil, unusable(name)
+		}
+		if value != "" {
+			md.properties[name] = value
+		}
+	}
 	return md, nil
 }
 
@@ -98,7 +132,8 @@ func (m members) label(name string) (s string, ok bool) {
 	return s, !given || ok && printable && utf8.RuneCountInString(s) <= maxLabelLength
 }
 
-// take fills in what the request leaves open. For a data disk that is the id.
+// take fills in what the request leaves open, and adds what no request says. For a data
+// disk that is the id.
 func (r *request) take(md *metadata) error {
 	spec := r.spec
 	if spec.ImageID == "" {
@@ -118,6 +153,7 @@ func (r *request) take(md *metadata) error {
 		spec.MinDiskGiB = md.minDiskGiB
 	}
 	spec.OSType = cmp.Or(spec.OSType, md.osType)
+	spec.Properties = md.properties
 	r.shown.BillingInfo = &billingInfo{OSType: spec.OSType, BaseImageID: md.baseImageID}
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	"vmimport/tasks"
 )
@@ -41,6 +43,12 @@ func TestParseMetadata(t *testing.T) {
 				"os_type": "centos", "base_image_id": "b-1", "status": "active", "checksum": null, "tags": ["a", {"b": [1.5]}]}`,
 			want: metadata{id: original, name: "web01", osType: "centos", baseImageID: "b-1", minRAMMiB: 2048, minDiskGiB: 40},
 		},
+		"properties": {
+			content: `{"hw_firmware_type": "uefi", "hw_machine_type": "q35", "hw_disk_bus": "scsi", "hw_scsi_model": "virtio-scsi", "os_distro": "", "os_version": null,
+				"hw_numa_nodes": 4, "trait:CUSTOM_X": "required", "hypervisor_type": "xen", "kernel_id": "` + original + `", "vmimport_import_id": "x", "properties": {"hw_tpm_model": "x"}}`,
+			want: metadata{properties: map[string]string{"hw_firmware_type": "uefi", "hw_machine_type": "q35", "hw_disk_bus": "scsi", "hw_scsi_model": "virtio-scsi"}},
+		},
+		"long property":     {content: `{"os_version": "` + long + `"}`, want: metadata{properties: map[string]string{"os_version": long}}},
 		"nothing in it":     {content: "{}"},
 		"null all over":     {content: `{"id": null, "name": null, "min_ram": null, "min_disk": null, "os_type": null, "base_image_id": null}`},
 		"empty labels":      {content: `{"os_type": "", "base_image_id": ""}`},
@@ -74,10 +82,14 @@ func TestParseMetadata(t *testing.T) {
 		"os_type, bidi":     {content: `{"os_type": "rhel\u202e7"}`, unfit: "os_type"},
 		"base, array":       {content: `{"base_image_id": ["x"]}`, unfit: "base_image_id"},
 		"base, escape":      {content: `{"base_image_id": "\u001b[2J"}`, unfit: "base_image_id"},
+		"property, true":    {content: `{"os_secure_boot": true}`, unfit: "os_secure_boot"},
+		"property, list":    {content: `{"hw_vif_model": ["virtio"]}`, unfit: "hw_vif_model"},
+		"property, long":    {content: `{"hw_machine_type": "` + long + `x"}`, unfit: "hw_machine_type"},
+		"property, NUL":     {content: `{"hw_video_model": "vga\u0000"}`, unfit: "hw_video_model"},
 	} {
 		md, err := parseMetadata([]byte(tt.content))
 		if tt.unfit == "" {
-			if err != nil || *md != tt.want {
+			if err != nil || fmt.Sprintf("%+v", *md) != fmt.Sprintf("%+v", tt.want) {
 				t.Errorf("%s: %+v, %v", name, md, err)
 			}
 			continue
@@ -86,7 +98,7 @@ func TestParseMetadata(t *testing.T) {
 		if tt.unfit != "-" {
 			want = "Its member '" + tt.unfit + "' has an invalid value."
 		}
-		if err == nil || problemOf(err).code != "40017" || !strings.HasSuffix(problemOf(err).message, " "+want) {
+		if err == nil || importAnswers.to(err).code != "40017" || !strings.HasSuffix(importAnswers.to(err).message, " "+want) {
 			t.Errorf("%s: %v, want %s", name, err, want)
 		}
 	}
@@ -95,7 +107,11 @@ func TestParseMetadata(t *testing.T) {
 // The request's own members win, also where they are zero.
 func TestTakeFromMetadata(t *testing.T) {
 	t.Parallel()
-	full := metadata{id: original, name: "old", osType: "centos", baseImageID: "b-1", minRAMMiB: 1, minDiskGiB: 2}
+	full := metadata{
+		id: original, name: "old", osType: "centos", baseImageID: "b-1", minRAMMiB: 1, minDiskGiB: 2,
+		properties: map[string]string{"hw_firmware_type": "uefi", "os_version": "7"},
+	}
+	const hardware = " map[hw_firmware_type:uefi os_version:7]"
 	const other = "00000000-0000-4000-8000-000000000001"
 	for name, tt := range map[string]struct {
 		md       metadata
@@ -103,10 +119,10 @@ func TestTakeFromMetadata(t *testing.T) {
 		dataDisk bool
 		want     string
 	}{
-		"all":                {full, ``, false, original + " old centos 1 2 kept, billed by {centos b-1}"},
-		"none":               {full, `, "id": "` + other + `", "name": "new", "os_type": "rocky", "min_ram": 0, "min_disk": "0"`, false, other + " new rocky 0 0, billed by {rocky b-1}"},
-		"null":               {full, `, "id": null, "name": null, "os_type": null, "min_ram": null`, false, original + " old centos 1 2 kept, billed by {centos b-1}"},
-		"base image":         {full, `, "base_image_id": "b-2", "billing_info": {"os_type": "free"}`, false, original + " old centos 1 2 kept, billed by {centos b-1}"},
+		"all":                {full, ``, false, original + " old centos 1 2 kept, billed by {centos b-1}" + hardware},
+		"none":               {full, `, "id": "` + other + `", "name": "new", "os_type": "rocky", "min_ram": 0, "min_disk": "0"`, false, other + " new rocky 0 0, billed by {rocky b-1}" + hardware},
+		"null":               {full, `, "id": null, "name": null, "os_type": null, "min_ram": null`, false, original + " old centos 1 2 kept, billed by {centos b-1}" + hardware},
+		"base image":         {full, `, "base_image_id": "b-2", "billing_info": {"os_type": "free"}`, false, original + " old centos 1 2 kept, billed by {centos b-1}" + hardware},
 		"empty, name given":  {metadata{}, `, "name": "new"`, false, " new  0 0, billed by { }"},
 		"empty, none given":  {metadata{}, ``, false, "40017"},
 		"data disk":          {full, `, "name": "new"`, true, original + " new  0 0 kept"},
@@ -125,7 +141,7 @@ func TestTakeFromMetadata(t *testing.T) {
 		}
 		got := ""
 		if err != nil {
-			got = problemOf(err).code
+			got = importAnswers.to(err).code
 		} else {
 			got = fmt.Sprint(r.spec.ImageID, " ", r.spec.Name, " ", r.spec.OSType, " ", r.spec.MinRAMMiB, " ", r.spec.MinDiskGiB)
 			if r.keepsID {
@@ -133,6 +149,9 @@ func TestTakeFromMetadata(t *testing.T) {
 			}
 			if b := r.shown.BillingInfo; b != nil {
 				got += fmt.Sprint(", billed by ", *b)
+			}
+			if p := r.spec.Properties; p != nil {
+				got += fmt.Sprint(" ", p)
 			}
 		}
 		if got != tt.want {
@@ -146,19 +165,20 @@ func FuzzMetadata(f *testing.F) {
 		`{"id": "` + original + `", "name": "web01", "min_ram": 2048, "min_disk": "40", "os_type": "rocky", "base_image_id": "b-1"}`,
 		`{"name": "\ud83d\ude00", "os_type": "\u00a0", "x": [[{"a": null}]]}`, `{"min_ram": 1e3, "min_disk": "00007"}`,
 		`{"id": null, "id": 1}`, `{}`, `[]`, `null`, "", "{\"name\":\"\xff\"}", "\ufeff{}",
+		`{"hw_firmware_type": "uefi", "hw_tpm_version": "2.0", "os_secure_boot": "", "architecture": null, "hw_disk_bus": 7}`,
 	} {
 		f.Add([]byte(s))
 	}
 	// Only these are said, so that nothing of the content ever is.
 	said := []string{errExported.message + " It is not a JSON object."}
-	for _, member := range []string{"id", "name", "min_ram", "min_disk", "os_type", "base_image_id"} {
+	for _, member := range slices.Concat([]string{"id", "name", "min_ram", "min_disk", "os_type", "base_image_id"}, startProperties) {
 		said = append(said, unusable(member).(*problem).message)
 	}
 	d := newDialect(f, Options{})
 	f.Fuzz(func(t *testing.T, content []byte) {
 		md, err := parseMetadata(content)
 		if err != nil {
-			if p := problemOf(err); p.code != "40017" || !slices.Contains(said, p.message) {
+			if p := importAnswers.to(err); p.code != "40017" || !slices.Contains(said, p.message) {
 				t.Fatalf("%q: %+v", content, p)
 			}
 			return
@@ -172,6 +192,12 @@ func FuzzMetadata(f *testing.F) {
 		}
 		if r.spec.OSType != md.osType || r.spec.ImageID != md.id || r.spec.Name != "n" {
 			t.Fatalf("%q was taken as %+v", content, r.spec)
+		}
+		for property, value := range r.spec.Properties {
+			unprintable := strings.ContainsFunc(value, func(r rune) bool { return !unicode.IsPrint(r) })
+			if !slices.Contains(startProperties, property) || value == "" || unprintable || utf8.RuneCountInString(value) > 255 {
+				t.Fatalf("%q has the property %q of %q", content, property, value)
+			}
 		}
 		checkRequest(t, []byte("{}"), r)
 	})

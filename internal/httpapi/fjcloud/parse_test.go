@@ -130,7 +130,7 @@ func TestProblemOf(t *testing.T) {
 		fault.Unavailable: 503, fault.Canceled: 503, fault.Fenced: 500, fault.Internal: 500, "unheard-of": 500,
 	} {
 		err := fmt.Errorf("wrapped: %w", fault.New(kind, "some_code", "Words for the customer."))
-		p := problemOf(err)
+		p := importAnswers.to(err)
 		if p.status != want || p.code[:3] != fmt.Sprint(want) || p.message == "" {
 			t.Errorf("%s: %+v", kind, p)
 		}
@@ -155,12 +155,12 @@ func TestImageFaultsAreTheRequests(t *testing.T) {
 		fault.New(fault.Invalid, "not_a_disk_image", "The object is a document."),
 	} {
 		f = f.Saw("%d bytes", 512)
-		if p := problemOf(fmt.Errorf("register import: %w", f)); p.status != 400 || p.code != "40004" || p.message != f.Sentences() {
+		if p := importAnswers.to(fmt.Errorf("register import: %w", f)); p.status != 400 || p.code != "40004" || p.message != f.Sentences() {
 			t.Errorf("%s is answered with %+v", f.Code, p)
 		}
 	}
 	for f, code := range map[*fault.Error]string{storage.ErrNoObject: "40014", storage.ErrChanged: "40014", tasks.ErrImageIDInUse: "40015"} {
-		if p := problemOf(f); p.code != code || p.message != f.Sentences() {
+		if p := importAnswers.to(f); p.code != code || p.message != f.Sentences() {
 			t.Errorf("%s is answered with %+v", f.Code, p)
 		}
 	}
@@ -213,7 +213,7 @@ func FuzzRegister(f *testing.F) {
 		for _, parse := range []func([]byte, string) (*request, error){d.parseImage, d.parseDataDisk} {
 			r, err := parse(body, project)
 			if err != nil {
-				if p := problemOf(err); p.status != 400 || p.message == "" {
+				if p := importAnswers.to(err); p.status != 400 || p.message == "" {
 					t.Fatalf("%q: %+v", body, p)
 				}
 				continue
@@ -256,7 +256,7 @@ func showable(t *testing.T, r *request) {
 	if r.spec.Details, err = json.Marshal(r.shown); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newStatusBody(&tasks.Import{Spec: *r.spec}); err != nil {
+	if _, err := newStatusBody(&tasks.Task{Spec: *r.spec}); err != nil {
 		t.Fatalf("%+v cannot be shown: %v", r, err)
 	}
 }

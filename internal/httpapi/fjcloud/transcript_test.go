@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"vmimport/imageapi"
 	"vmimport/internal/diskimage"
 	"vmimport/internal/fault"
 	"vmimport/internal/httpapi/httpapitest"
@@ -30,6 +31,12 @@ var failures = map[string]error{
 	"encrypted":        diskimage.ErrEncrypted,
 	"truncated":        diskimage.ErrTruncated.Saw("%d of %d bytes", 4096, 65536),
 	"disk-too-large":   diskimage.ErrTooLarge.Saw("%d bytes, at most %d are allowed", 1<<41, 1<<40),
+	"image-inactive":   imageapi.ErrNotReady,
+	"image-disks":      imageapi.ErrSeveralDisks,
+	"image-format":     fault.New(fault.Invalid, "image_format_unsupported", "Images of this format cannot be exported.").Saw("vhd"),
+	"image-name":       fault.New(fault.Invalid, "image_name_unusable", "The image has a name that no object can have.").Try("Rename the image."),
+	"image-service":    fault.New(fault.Unavailable, "image_service_unavailable", "The image service does not answer."),
+	"no-exports":       fault.New(fault.Invalid, "exports_not_offered", "The region offers no exports."),
 	"id-in-use":        tasks.ErrImageIDInUse,
 	"quota":            tasks.ErrTooManyImports,
 	"disk-quota":       fault.New(fault.Exhausted, "disk_quota", "The disk quota is used up."),
@@ -53,11 +60,11 @@ func TestTranscripts(t *testing.T) {
 			},
 			// state STATE [PERCENT]: a worker brought the newest import there.
 			"state": func(t *testing.T, args []string) {
-				w.service.change(func(imp *tasks.Import) { advance(t, imp, args) })
+				w.service.change(func(imp *tasks.Task) { advance(t, imp, args) })
 			},
 			// archive: the newest import, which succeeded, was one of two disks.
 			"archive": func(_ *testing.T, _ []string) {
-				w.service.change(func(imp *tasks.Import) {
+				w.service.change(func(imp *tasks.Task) {
 					disk := &imp.Result.Disks[0]
 					disk.Format, disk.VirtualSizes = "ova", []int64{40 << 30, 100 << 30}
 				})
@@ -66,13 +73,13 @@ func TestTranscripts(t *testing.T) {
 			"object": func(_ *testing.T, args []string) { w.service.put(args[0], strings.Join(args[1:], " ")) },
 			// dialect NAME: the newest import came in through another dialect.
 			"dialect": func(_ *testing.T, args []string) {
-				w.service.change(func(imp *tasks.Import) { imp.Dialect = args[0] })
+				w.service.change(func(imp *tasks.Task) { imp.Dialect = args[0] })
 			},
 		}
 	})
 }
 
-func advance(t *testing.T, imp *tasks.Import, args []string) {
+func advance(t *testing.T, imp *tasks.Task, args []string) {
 	imp.State = tasks.State(args[0])
 	if len(args) > 1 {
 		percent, err := strconv.Atoi(args[1])
@@ -94,6 +101,10 @@ func advance(t *testing.T, imp *tasks.Import, args []string) {
 	if imp.State.Final() {
 		imp.FinishedAt = imp.RequestedAt.Add(time.Minute)
 	}
+	if imp.Export != nil {
+		finishExport(imp)
+		return
+	}
 	switch imp.State {
 	case tasks.Failed:
 		imp.Failure = &tasks.Failure{
@@ -105,5 +116,28 @@ func advance(t *testing.T, imp *tasks.Import, args []string) {
 		imp.Result = &tasks.Result{Disks: []tasks.DiskResult{{
 			Format: imp.Disks[0].Format, VirtualSizes: []int64{40 << 30}, Digests: map[string]string{"sha1": "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12"},
 		}}}
+	}
+}
+
+// finishExport gives an export in a final state what belongs to it.
+func finishExport(t *tasks.Task) {
+	switch t.State {
+	case tasks.Failed:
+		f := imageapi.ErrGone
+		t.Failure = &tasks.Failure{Code: f.Code, Message: f.Message, Evidence: "image " + t.ImageID, Remedy: f.Remedy}
+	case tasks.Succeeded:
+		t.Progress = 100
+		names := map[tasks.Form][]string{
+			tasks.FormCloud: {"web01.img.gz", "web01.json"},
+			tasks.FormVMDK:  {"web01.vmdk", "web01.ovf", "web01.mf"},
+			tasks.FormQCOW2: {"web01.qcow2"},
+		}[t.Export.Form]
+		t.Result = &tasks.Result{}
+		for i, name := range names {
+			t.Result.Objects = append(t.Result.Objects, tasks.ObjectResult{Name: name, Bytes: int64(1 << 30 >> (10 * i))})
+		}
+		t.Result.Objects[0].Digests = map[string]string{
+			"md5": "d41d8cd98f00b204e9800998ecf8427e", "sha1": "2fd4e1c67a2d28fced849ee1bb76e7391b93eb12", "sha256": strings.Repeat("0f", 32),
+		}
 	}
 }
