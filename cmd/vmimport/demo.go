@@ -75,7 +75,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	if temporary && !d.json && !d.quiet {
-		fmt.Fprintf(d.env.Stderr, "to remove the image and all else that the demo made:  rm -r %s\n", shellWord(stack.Data))
+		fmt.Fprintf(d.env.Stderr, "to remove the image and all else that the demo made:  rm -r %s\n", cli.ShellWord(stack.Data))
 	}
 	return nil
 }

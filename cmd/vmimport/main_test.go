@@ -25,11 +25,15 @@ func TestMain(m *testing.M) {
 //	exits CODE ARG…                 run vmimport, which must exit with that code
 //	plan NAME STEP…                 how imports of that name go on: state[:percent]
 //	add ID STEP…                    an import that exists
+//	planexport IMAGE STEP…          how exports of that image go on
+//	addexport ID STEP…              an export that exists
 //	object CONTAINER NAME FILE      put a file into object storage
 //	stored CONTAINER NAME FILE      the object must be as the file
 //	fail CALL N STATUS              the next N calls fail; 0 loses the connection
 //	await CALL N                    wait for N more calls
+//	lose CALL N                     the next N calls are heard, and not answered
 //	registered                      print the last accepted registration
+//	exported                        print the last accepted request for an export
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{
@@ -50,11 +54,14 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits,
-			"plan":  onService(func(s *clienttest.Service, a []string) { s.Plan(a[0], steps(a[1:])...) }),
-			"add":   onService(func(s *clienttest.Service, a []string) { s.Add(tasks.ID(a[0]), steps(a[1:])...) }),
-			"fail":  onService(func(s *clienttest.Service, a []string) { s.Fail(a[0], number(a[1]), number(a[2]), "") }),
-			"await": onService(func(s *clienttest.Service, a []string) { s.Await(a[0], s.Calls(a[0])+number(a[1])) }),
+			"exits":      exits,
+			"plan":       onService(func(s *clienttest.Service, a []string) { s.Plan(a[0], steps(a[1:])...) }),
+			"add":        onService(func(s *clienttest.Service, a []string) { s.Add(tasks.ID(a[0]), steps(a[1:])...) }),
+			"planexport": onService(func(s *clienttest.Service, a []string) { s.PlanExport(a[0], exportSteps(a[1:])...) }),
+			"addexport":  onService(func(s *clienttest.Service, a []string) { s.AddExport(tasks.ID(a[0]), exportSteps(a[1:])...) }),
+			"lose":       onService(func(s *clienttest.Service, a []string) { s.Lose(a[0], number(a[1])) }),
+			"fail":       onService(func(s *clienttest.Service, a []string) { s.Fail(a[0], number(a[1]), number(a[2]), "") }),
+			"await":      onService(func(s *clienttest.Service, a []string) { s.Await(a[0], s.Calls(a[0])+number(a[1])) }),
 			"object": func(ts *testscript.TestScript, _ bool, a []string) {
 				serviceOf(ts).PutObject(a[0], a[1], []byte(ts.ReadFile(a[2])))
 			},
@@ -65,6 +72,10 @@ func TestScripts(t *testing.T) {
 			},
 			"registered": func(ts *testscript.TestScript, _ bool, _ []string) {
 				all := serviceOf(ts).Registered()
+				ts.Check(json.NewEncoder(ts.Stdout()).Encode(all[len(all)-1]))
+			},
+			"exported": func(ts *testscript.TestScript, _ bool, _ []string) {
+				all := serviceOf(ts).Exported()
 				ts.Check(json.NewEncoder(ts.Stdout()).Encode(all[len(all)-1]))
 			},
 		},
@@ -102,7 +113,7 @@ func steps(args []string) []client.Import {
 		imp := client.Import{State: tasks.State(state)}
 		if percent != "" {
 			imp.Progress = number(percent)
-			imp.Extra = client.Extra{Stage: tasks.StageCopying, DoneBytes: int64(imp.Progress), TotalBytes: 100, Attempt: 1}
+			imp.Extra.Run = client.Run{Stage: tasks.StageCopying, DoneBytes: int64(imp.Progress), TotalBytes: 100, Attempt: 1}
 		}
 		if imp.State == tasks.Succeeded {
 			imp.Extra.SourceFormat, imp.Extra.VirtualSize = "qcow2", 10<<30
@@ -112,6 +123,22 @@ func steps(args []string) []client.Import {
 			imp.Extra.FailureCode, imp.Extra.Remedy = "format_invalid", "Export it again."
 		}
 		out = append(out, imp)
+	}
+	return out
+}
+
+// exportSteps are steps for an export: what is common is told in the same words.
+func exportSteps(args []string) []client.Export {
+	done := clienttest.Exports("web01")[2]
+	var out []client.Export
+	for _, imp := range steps(args) {
+		e := client.Export{State: imp.State, Progress: imp.Progress, ImageID: "i-1", ImageName: "web01",
+			StorageContainer: "/v2/AUTH_" + clienttest.Project + "/backup", ErrorMessage: imp.ErrorMessage}
+		if e.State == tasks.Succeeded {
+			e.Extra = done.Extra
+		}
+		e.Extra.Run = imp.Extra.Run
+		out = append(out, e)
 	}
 	return out
 }

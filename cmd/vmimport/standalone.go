@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -40,7 +39,7 @@ a directory in DIR/images.`,
 			fmt.Fprintf(env.Stderr, `vmimport is up at %s, with its data in %s
 For clients in another shell:   set -a; . %s; set +a
 Then, for instance:             %s push disk.raw --os-type ubuntu
-`, stack.Credentials.Endpoint, stack.Data, shellWord(filepath.Join(stack.Data, "credentials.env")), shellWord(os.Args[0]))
+`, stack.Credentials.Endpoint, stack.Data, cli.ShellWord(filepath.Join(stack.Data, "credentials.env")), cli.ShellWord(os.Args[0]))
 			return stack.Run(ctx)
 		},
 	}
@@ -48,14 +47,6 @@ Then, for instance:             %s push disk.raw --os-type ubuntu
 	cmd.Flags().StringVar(&data, "data", "vmimport-data", "`directory` for everything")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd
-}
-
-// shellWord quotes a path for a shell, if it needs that.
-func shellWord(path string) string {
-	if strings.Trim(path, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-") == "" {
-		return path
-	}
-	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }
 
 // interrupted gives an error that comes of a signal its exit code.

@@ -1,5 +1,5 @@
 // Package cli is the command line: one command for each call of the REST
-// dialect, and push, which is all of them in one.
+// dialect, and push, which is all about an import in one.
 //
 // Results go to stdout; progress, notes and errors go to stderr. With --json
 // stdout carries JSON documents only, whose members are as stable as the API's.
@@ -18,7 +18,6 @@ import (
 
 	"vmimport/internal/client"
 	"vmimport/internal/secret"
-	"vmimport/tasks"
 )
 
 // Exit codes. They are part of the interface, and listed in the help.
@@ -26,13 +25,13 @@ const (
 	ExitOK          = 0
 	ExitError       = 1
 	ExitUsage       = 2
-	ExitFailed      = 3 // the import failed
-	ExitCanceled    = 4 // the import was canceled
+	ExitFailed      = 3 // the import or export failed, or the image of a server
+	ExitCanceled    = 4 // the import or export was canceled
 	ExitInterrupted = 130
 )
 
 const long = `vmimport puts disk images into object storage and asks an import service to
-make bootable images of them.
+make bootable images of them, or to write images into object storage.
 
 Environment (flags win):
   VMIMPORT_ENDPOINT     address of the service
@@ -43,14 +42,16 @@ Environment (flags win):
   VMIMPORT_REGION       region; decides the default of --profile
   VMIMPORT_OBJECTS_URL  address that the project's containers lie under
   VMIMPORT_CONTAINER    default of --container
+  OS_*                  of the cloud's openrc file, for the server commands
 
 Exit codes:
   0    done
   1    error: refused, no answer, or a file that cannot be read
   2    wrong usage, or a setting is missing
-  3    the import failed; inspect: an import would fail
-  4    the import was canceled
-  130  interrupted; an import that was registered goes on`
+  3    the import or export failed; inspect: an import would fail; server: the
+       server is in the state ERROR, or the cloud could not make the image
+  4    the import or export was canceled
+  130  interrupted; an import or export that was registered goes on`
 
 // Env is what a command line gets from the system.
 type Env struct {
@@ -108,7 +109,7 @@ func New(env Env, extra ...*cobra.Command) *cobra.Command {
 	a := &app{env: env}
 	root := &cobra.Command{
 		Use:           "vmimport",
-		Short:         "Import VM disk images",
+		Short:         "Import and export VM disk images",
 		Long:          long,
 		SilenceErrors: true, // printed by Main
 		SilenceUsage:  true,
@@ -134,7 +135,7 @@ func New(env Env, extra ...*cobra.Command) *cobra.Command {
 	})
 
 	flags := root.PersistentFlags()
-	flags.BoolVar(&a.json, "json", false, "print JSON on stdout; push and watch print one event per line")
+	flags.BoolVar(&a.json, "json", false, "print JSON on stdout; commands that wait print one event per line")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print no progress and no notes")
 	flags.StringVar(&a.endpoint, "endpoint", env.Getenv("VMIMPORT_ENDPOINT"), "address of the service")
 	flags.StringVar(&a.tokenFile, "token-file", "", "read the token from this file, or from stdin if -")
@@ -143,8 +144,9 @@ func New(env Env, extra ...*cobra.Command) *cobra.Command {
 	flags.StringVar(&a.profile, "profile", "", "kind of region, gen3 or classic: locations start with /v2 or /v1\n(default by region, else gen3)")
 	flags.StringVar(&a.objectsURL, "objects-url", env.Getenv("VMIMPORT_OBJECTS_URL"), "address that the project's containers lie under")
 
-	root.AddCommand(a.pushCommand(), a.uploadCommand(), a.importCommand(), a.listCommand(),
-		a.statusCommand(), a.watchCommand(), a.cancelCommand(), a.inspectCommand(), a.versionCommand())
+	imports := a.imports()
+	root.AddCommand(a.pushCommand(), a.uploadCommand(), a.importCommand(), imports.listCommand(),
+		imports.statusCommand(), imports.watchCommand(), imports.cancelCommand(), a.exportCommand(), a.inspectCommand(), a.serverCommand(), a.versionCommand())
 	for _, cmd := range extra {
 		if check := cmd.Args; check != nil { // cobra's own checks know no usage error
 			cmd.Args = func(cmd *cobra.Command, args []string) error {
@@ -172,13 +174,25 @@ type app struct {
 
 // client returns the client that the flags and the environment describe.
 func (a *app) client() (*client.Client, error) {
-	if a.endpoint == "" {
-		return nil, Usagef("no service: set VMIMPORT_ENDPOINT or --endpoint")
+	if err := a.hasService(); err != nil {
+		return nil, err
 	}
 	token, err := a.token()
 	if err != nil {
 		return nil, err
 	}
+	return a.clientOf(token)
+}
+
+func (a *app) hasService() error {
+	if a.endpoint == "" {
+		return Usagef("no service: set VMIMPORT_ENDPOINT or --endpoint")
+	}
+	return nil
+}
+
+// clientOf is client with a token from elsewhere.
+func (a *app) clientOf(token secret.Text) (*client.Client, error) {
 	c, err := client.New(client.Options{Endpoint: a.endpoint, ObjectsURL: a.objectsURL, Token: token, HTTP: a.env.HTTP})
 	if err != nil {
 		return nil, Usagef("%w", err)
@@ -211,6 +225,12 @@ func (a *app) token() (secret.Text, error) {
 
 // location names o as the region's profile wants it.
 func (a *app) location(o client.Object) (string, error) {
+	profile, err := a.regionProfile()
+	return profile.Location(a.projectID, o), err
+}
+
+// regionProfile returns the region's profile, for locations of the project.
+func (a *app) regionProfile() (client.Profile, error) {
 	if a.projectID == "" {
 		return "", Usagef("no project: set VMIMPORT_PROJECT_ID or --project-id")
 	}
@@ -222,20 +242,12 @@ func (a *app) location(o client.Object) (string, error) {
 	default:
 		return "", Usagef("--profile is gen3 or classic, not %q", a.profile)
 	}
-	return profile.Location(a.projectID, o), nil
+	return profile, nil
 }
 
 // progress returns the Progress that the flags ask for.
 func (a *app) progress() *Progress {
 	return NewProgress(a.env, a.json, a.quiet)
-}
-
-// importArg is the argument of the commands that take one import.
-func importArg(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 || args[0] == "" {
-		return Usagef("%s takes the id of one import", cmd.Name())
-	}
-	return nil
 }
 
 func fileArg(cmd *cobra.Command, args []string) error {
@@ -250,16 +262,4 @@ func noArgs(cmd *cobra.Command, args []string) error {
 		return Usagef("%s takes no arguments, but has %q", cmd.Name(), args[0])
 	}
 	return nil
-}
-
-// goesOn is the error of a watch that ended before the import did.
-func goesOn(ctx context.Context, id tasks.ID, err error) error {
-	e := &Exit{Code: ExitError, Err: err, ImportID: id, Hints: []string{
-		"vmimport watch " + string(id) + "    to go on watching",
-		"vmimport cancel " + string(id) + "   to stop the import",
-	}}
-	if ctx.Err() != nil {
-		e.Code, e.Err = ExitInterrupted, errors.New("interrupted; the import goes on")
-	}
-	return e
 }

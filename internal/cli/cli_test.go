@@ -60,6 +60,9 @@ func TestInterrupt(t *testing.T) {
 		{clienttest.Status, []string{"push", file, "--os-type", "rocky"}, []string{"the import goes on", "vmimport watch 0000", "vmimport cancel 0000"}},
 		{clienttest.Status, []string{"watch", "x"}, []string{"the import goes on", "vmimport watch x"}},
 		{clienttest.List, []string{"list"}, []string{"list imports"}},
+		{clienttest.Export, []string{"export", "i-1", "--to", "images"}, []string{"may have been accepted", "vmimport export list"}},
+		{clienttest.ExportStatus, []string{"export", "i-1", "--to", "images", "--wait"},
+			[]string{"the export goes on", "vmimport export watch 0000", "vmimport export cancel 0000"}},
 	} {
 		t.Run(tt.args[0]+" in "+tt.during, func(t *testing.T) {
 			t.Parallel()
@@ -109,8 +112,9 @@ func TestExtraCommands(t *testing.T) {
 		{"fault", damaged, 1, "vmimport: format_invalid: Not a vmdk. (magic 0)\n  remedy: Export it again.\n"},
 		{"usage", cli.Usagef("what?"), 2, "vmimport: what?\n"},
 		{"hostile text", errors.New("\x1b]0;x\a\u009b2J"), 1, "vmimport: \uFFFD]0;x\uFFFD\uFFFD2J\n"},
-		{"a failed import", cli.Outcome(&client.Import{ImportID: "i", State: tasks.Failed, ErrorMessage: "No. Do.", Extra: client.Extra{Remedy: "Do."}}),
+		{"a failed import", cli.Outcome(&client.Import{ImportID: "i", State: tasks.Failed, ErrorMessage: "No. Do.", Extra: client.Extra{Run: client.Run{Remedy: "Do."}}}),
 			3, "vmimport: the import failed: No.\n  import: i\n  remedy: Do.\n"},
+		{"a failed export", cli.Outcome(&client.Export{ExportID: "e", State: tasks.Failed}), 3, "vmimport: the export failed\n  export: e\n"},
 		{"a canceled import", cli.Outcome(&client.Import{ImportID: "i", State: tasks.Canceled}),
 			4, "vmimport: the import was canceled\n  import: i\n"},
 	} {
@@ -137,7 +141,7 @@ func play(p *cli.Progress) {
 	obs.Uploaded("da39")
 	obs.Registered("i-1")
 	copying := client.Import{ImportID: "i-1", State: tasks.Processing, Progress: 50,
-		Extra: client.Extra{Stage: tasks.StageCopying, DoneBytes: 20, TotalBytes: 40, BytesPerSecond: 20, Attempt: 1}}
+		Extra: client.Extra{Run: client.Run{Stage: tasks.StageCopying, DoneBytes: 20, TotalBytes: 40, BytesPerSecond: 20, Attempt: 1}}}
 	done := client.Import{ImportID: "i-1", State: tasks.Succeeded, Progress: 100}
 	obs.Changed(&copying)
 	obs.Changed(&copying)

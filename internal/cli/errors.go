@@ -16,10 +16,11 @@ import (
 
 // Exit is an error that decides the exit code.
 type Exit struct {
-	Code     int
-	Err      error
-	ImportID tasks.ID // what it is about; may be empty
-	Hints    []string // what to type next; may be nil
+	Code  int
+	Err   error
+	Kind  tasks.Kind // of what it is about, and its id; may be empty
+	ID    tasks.ID
+	Hints []string // what to type next; may be nil
 }
 
 func (e *Exit) Error() string { return e.Err.Error() }
@@ -32,36 +33,41 @@ func Usagef(format string, args ...any) error {
 	return &Exit{Code: ExitUsage, Err: fmt.Errorf(format, args...)}
 }
 
-// Outcome returns nil for an import that succeeded, and for one that failed or
-// was canceled an error that explains it and has the exit code for it.
-func Outcome(imp *client.Import) error {
-	switch imp.State {
+// Outcome returns nil for an import or export that succeeded, and for one that failed
+// or was canceled an error that explains it and has the exit code for it.
+func Outcome(t client.Task) error {
+	s := t.Summary()
+	e := &Exit{Code: ExitError, Kind: s.Kind, ID: s.ID}
+	switch s.State {
 	case tasks.Succeeded:
 		return nil
 	case tasks.Canceled:
-		return &Exit{Code: ExitCanceled, Err: errors.New("the import was canceled"), ImportID: imp.ImportID}
+		e.Code, e.Err = ExitCanceled, fmt.Errorf("the %s was canceled", s.Kind)
 	case tasks.Failed:
-		return &Exit{Code: ExitFailed, Err: &failedError{imp}, ImportID: imp.ImportID}
+		e.Code, e.Err = ExitFailed, &failedError{s}
 	default:
-		return &Exit{Code: ExitError, Err: fmt.Errorf("the import is %s", imp.State), ImportID: imp.ImportID}
+		e.Err = fmt.Errorf("the %s is %s", s.Kind, s.State)
 	}
+	return e
 }
 
-type failedError struct{ imp *client.Import }
+type failedError struct{ client.Summary }
 
 func (e *failedError) Error() string {
-	if e.imp.ErrorMessage == "" {
-		return "the import failed"
+	s := "the " + string(e.Kind) + " failed"
+	if e.ErrorMessage != "" {
+		s += ": " + e.Reason()
 	}
-	return "the import failed: " + e.imp.Reason()
+	return s
 }
 
 // report is an error as Main prints it.
 type report struct {
 	Message    string   `json:"message"`        // what failed, and what was seen
-	Code       string   `json:"code,omitempty"` // of the API, or of the import's failure
+	Code       string   `json:"code,omitempty"` // of the API, or of the failure
 	HTTPStatus int      `json:"http_status,omitempty"`
 	ImportID   tasks.ID `json:"import_id,omitempty"`
+	ExportID   tasks.ID `json:"export_id,omitempty"`
 	Remedy     string   `json:"remedy,omitempty"`
 	ExitCode   int      `json:"exit_code"`
 	hints      []string
@@ -71,7 +77,13 @@ type report struct {
 func describe(err error, code int) report {
 	r := report{Message: err.Error(), ExitCode: code}
 	if e, ok := errors.AsType[*Exit](err); ok {
-		r.ImportID, r.hints = e.ImportID, e.Hints
+		r.hints = e.Hints
+		switch e.Kind {
+		case tasks.KindImport:
+			r.ImportID = e.ID
+		case tasks.KindExport:
+			r.ExportID = e.ID
+		}
 	}
 	if e, ok := errors.AsType[*client.Error](err); ok {
 		r.Code, r.HTTPStatus = e.Code, e.Status
@@ -80,7 +92,7 @@ func describe(err error, code int) report {
 		r.hints = append(r.hints, "Check that the service runs, and the addresses in VMIMPORT_ENDPOINT and VMIMPORT_OBJECTS_URL.")
 	}
 	if e, ok := errors.AsType[*failedError](err); ok {
-		r.Code, r.Remedy = e.imp.Extra.FailureCode, e.imp.Extra.Remedy
+		r.Code, r.Remedy = e.FailureCode, e.Summary.Remedy
 	}
 	if e, ok := errors.AsType[*fault.Error](err); ok {
 		r.Code, r.Remedy = e.Code, e.Remedy
@@ -94,7 +106,7 @@ func (r report) print(w io.Writer, asJSON bool) {
 		return
 	}
 	fmt.Fprintf(w, "vmimport: %s\n", clean(r.Message))
-	for _, part := range [][2]string{{"import", string(r.ImportID)}, {"remedy", r.Remedy}} {
+	for _, part := range [][2]string{{"import", string(r.ImportID)}, {"export", string(r.ExportID)}, {"remedy", r.Remedy}} {
 		if part[1] != "" {
 			fmt.Fprintf(w, "  %s: %s\n", part[0], clean(part[1]))
 		}

@@ -1,9 +1,7 @@
 package cli
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"path"
 	"strings"
 	"time"
@@ -12,7 +10,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"vmimport/internal/client"
-	"vmimport/tasks"
 )
 
 func (a *app) importCommand() *cobra.Command {
@@ -37,7 +34,12 @@ Prints the id of the import; with --wait, watches it and prints the image.`,
 				return err
 			}
 			r.Checksum = checksum
-			return a.register(cmd.Context(), r, wait, interval)
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			id, err := c.Register(cmd.Context(), r)
+			return a.imports().registered(cmd.Context(), c, id, err, wait, interval)
 		},
 	}
 	flags := cmd.Flags()
@@ -72,40 +74,6 @@ func (a *app) source(location, s3Location string, from objectFlags) (client.Regi
 	}
 	location, err = a.location(object)
 	return client.Registration{Location: location}, err
-}
-
-func (a *app) register(ctx context.Context, r client.Registration, wait bool, interval time.Duration) error {
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	id, err := c.Register(ctx, r)
-	if err != nil {
-		return unregistered(ctx, err)
-	}
-	if !wait {
-		if a.json {
-			return writeJSON(a.env.Stdout, map[string]tasks.ID{"import_id": id})
-		}
-		_, err := fmt.Fprintln(a.env.Stdout, clean(string(id)))
-		return err
-	}
-	p := a.progress()
-	obs := p.Observer()
-	obs.Registered(id)
-	return a.follow(ctx, c, id, interval, p)
-}
-
-// unregistered explains a register call that failed.
-func unregistered(ctx context.Context, err error) error {
-	if !errors.Is(err, client.ErrUncertain) {
-		return err
-	}
-	e := &Exit{Code: ExitError, Err: err, Hints: []string{"vmimport list --long   to see whether it was"}}
-	if ctx.Err() != nil {
-		e.Code = ExitInterrupted
-	}
-	return e
 }
 
 // requestFlags are the members of a registration that import and push share.
@@ -166,5 +134,5 @@ func (f *requestFlags) of(r client.Registration) (client.Registration, error) {
 }
 
 func bindInterval(flags *pflag.FlagSet, interval *time.Duration) {
-	flags.DurationVar(interval, "interval", 2*time.Second, "longest time between two looks at the import")
+	flags.DurationVar(interval, "interval", 2*time.Second, "longest time between two looks")
 }

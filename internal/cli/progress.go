@@ -14,15 +14,15 @@ import (
 // eventEvery is the time between two upload events of --json.
 const eventEvery = time.Second
 
-// Progress shows a file on its way to an image. It draws bars on stderr, or
+// Progress shows a file on its way to an image, or an image on its way out. It draws bars on stderr, or
 // with --json writes one event per line on stdout, or with --quiet nothing.
 //
 // Every event has a member "event":
 //
 //	hash, upload   done_bytes, total_bytes, attempt
 //	uploaded       sha1
-//	registered     import_id
-//	status         the import, as the status command prints it
+//	registered     import_id, or export_id
+//	status         the import or export, as its status command prints it
 //	trouble        message: the service gave no answer, and is asked again
 type Progress struct {
 	env    Env
@@ -50,9 +50,28 @@ func (p *Progress) Observer() client.Observer {
 	return client.Observer{
 		Uploading:  func(t client.Transfer) { p.transfer("upload", t) },
 		Uploaded:   p.uploaded,
-		Registered: p.registered,
-		Changed:    p.changed,
-		Trouble:    p.trouble,
+		Registered: func(id tasks.ID) { p.registered(tasks.KindImport, id) },
+		Changed: func(imp *client.Import) {
+			p.changed(imp, struct {
+				Event string `json:"event"`
+				*client.Import
+			}{"status", imp})
+		},
+		Trouble: p.trouble,
+	}
+}
+
+// ExportObserver returns the functions that feed p with an export.
+func (p *Progress) ExportObserver() client.ExportObserver {
+	return client.ExportObserver{
+		Registered: func(id tasks.ID) { p.registered(tasks.KindExport, id) },
+		Changed: func(e *client.Export) {
+			p.changed(e, struct {
+				Event string `json:"event"`
+				*client.Export
+			}{"status", e})
+		},
+		Trouble: p.trouble,
 	}
 }
 
@@ -73,6 +92,13 @@ func (p *Progress) Notef(format string, args ...any) {
 	}
 	p.Stop()
 	fmt.Fprintf(p.env.Stderr, format+"\n", args...)
+}
+
+// next says which commands come next: the first, or one of the others.
+func (p *Progress) next(commands ...string) {
+	for i, command := range commands {
+		p.Notef("%s %s", []string{"next:", "  or:"}[min(i, 1)], clean(command))
+	}
 }
 
 func (p *Progress) transfer(stage string, t client.Transfer) {
@@ -108,30 +134,25 @@ func (p *Progress) uploaded(sum string) {
 	p.Stop()
 }
 
-func (p *Progress) registered(id tasks.ID) {
+func (p *Progress) registered(name tasks.Kind, id tasks.ID) {
 	if p.events != nil {
-		p.event(struct {
-			Event    string   `json:"event"`
-			ImportID tasks.ID `json:"import_id"`
-		}{"registered", id})
+		p.event(map[string]any{"event": "registered", idMember(name): id})
 	}
-	p.Notef("import %s", clean(string(id)))
+	p.Notef("%s %s", name, clean(string(id)))
 }
 
-func (p *Progress) changed(imp *client.Import) {
-	if p.events != nil {
-		// Only changes are events; the bytes are the simplest comparison.
-		now, err := json.Marshal(imp)
-		if err == nil && !bytes.Equal(now, p.lastState) {
-			p.lastState = now
-			p.event(struct {
-				Event string `json:"event"`
-				*client.Import
-			}{"status", imp})
-		}
+// changed shows a task, or writes the event that says how it stands.
+func (p *Progress) changed(t client.Task, event any) {
+	if p.events == nil {
+		p.show(sampleOf(t))
 		return
 	}
-	p.show(sampleOf(imp))
+	// Only changes are events; the bytes are the simplest comparison.
+	now, err := json.Marshal(event)
+	if err == nil && !bytes.Equal(now, p.lastState) {
+		p.lastState = now
+		p.event(event)
+	}
 }
 
 func (p *Progress) trouble(err error) {
@@ -161,16 +182,16 @@ func (p *Progress) show(s Sample) {
 	p.bar.Set(s)
 }
 
-// sampleOf tells an import's state to a Bar.
-func sampleOf(imp *client.Import) Sample {
-	x := imp.Extra
+// sampleOf tells a task's state to a Bar.
+func sampleOf(t client.Task) Sample {
+	now := t.Summary()
 	s := Sample{
-		Stage: string(imp.State), Percent: imp.Progress, Attempt: int(x.Attempt),
-		Done: x.DoneBytes, Total: x.TotalBytes, Rate: x.BytesPerSecond,
+		Stage: string(now.State), Percent: now.Progress, Attempt: int(now.Attempt),
+		Done: now.DoneBytes, Total: now.TotalBytes, Rate: now.BytesPerSecond,
 	}
-	if imp.State == tasks.Processing && x.Stage != "" {
-		s.Stage = string(x.Stage)
-		s.Moving = x.Stage == tasks.StageCopying
+	if now.State == tasks.Processing && now.Stage != "" {
+		s.Stage = string(now.Stage)
+		s.Moving = now.Stage == tasks.StageCopying
 	}
 	return s
 }

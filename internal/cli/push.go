@@ -60,19 +60,19 @@ func (a *app) push(ctx context.Context, file string, job client.Job) error {
 	var uploaded bool
 	var id tasks.ID
 	obs.Uploaded = func(sum string) { uploaded = true; p.uploaded(sum) }
-	obs.Registered = func(i tasks.ID) { id = i; p.registered(i) }
+	obs.Registered = func(i tasks.ID) { id = i; p.registered(tasks.KindImport, i) }
 	imp, err := c.Push(ctx, job, obs)
 	if stopErr := p.Stop(); err == nil {
 		err = stopErr
 	}
-	switch {
+	switch imports := a.imports(); {
 	case err == nil:
-		return a.ended(imp)
+		return imports.ended(imp)
 	case !uploaded:
 		return stopped(ctx, err)
 	case id == "":
-		return unregistered(ctx, err)
+		return imports.unregistered(ctx, err)
 	default:
-		return goesOn(ctx, id, err)
+		return imports.goesOn(ctx, id, err)
 	}
 }

@@ -12,6 +12,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -32,7 +33,7 @@ const (
 	// register, waits for the service to look an object up.
 	callTimeout = 30 * time.Second
 
-	// maxAnswer is more than a list of 100 imports needs.
+	// maxAnswer is more than a list of 200 exports needs.
 	maxAnswer = 1 << 20
 )
 
@@ -118,9 +119,11 @@ func (e *Error) Error() string {
 
 // The API's codes that a caller may want to tell apart.
 const (
-	CodeUnknownImport   = "40401"
-	CodeCancelRequested = "40037" // a cancel was accepted before
-	CodeFinished        = "40402" // too late to cancel
+	CodeUnknownImport         = "40401" // or export
+	CodeFinished              = "40402" // too late to cancel
+	CodeCancelRequested       = "40037" // a cancel of the import was accepted before
+	CodeExportCancelRequested = "40010" // a cancel of the export was accepted before
+	CodeNoContainer           = "40008" // the container of an export is not there, or cannot be used
 )
 
 // HasCode reports whether err is an Error with that code.
@@ -199,11 +202,12 @@ func answerError(op string, resp *http.Response, body []byte) *Error {
 		RetryAfter: retryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}
 	var said struct {
-		Code    string `json:"error_code"`
-		Message string `json:"message"`
+		Code         string `json:"error_code"`
+		Message      string `json:"message"`
+		ErrorMessage string `json:"error_message"` // the same, in the API for exports
 	}
 	if json.Unmarshal(body, &said) == nil {
-		e.Code, e.Message = said.Code, said.Message
+		e.Code, e.Message = said.Code, cmp.Or(said.Message, said.ErrorMessage)
 	}
 	if e.Message == "" {
 		e.Message = http.StatusText(resp.StatusCode)

@@ -54,11 +54,16 @@ func ProfileOf(region string) Profile {
 
 // Location returns what names o in a Registration. Nothing in it is encoded.
 func (p Profile) Location(project string, o Object) string {
+	return p.ContainerLocation(project, o.Container) + "/" + o.Name
+}
+
+// ContainerLocation returns what names a container in an ExportRequest.
+func (p Profile) ContainerLocation(project, container string) string {
 	version := "v2"
 	if p == Classic {
 		version = "v1"
 	}
-	return "/" + version + "/AUTH_" + project + "/" + o.Container + "/" + o.Name
+	return "/" + version + "/AUTH_" + project + "/" + container
 }
 
 // Check reports names that a location could not carry. It is worth calling

@@ -51,19 +51,5 @@ func (c *Client) Push(ctx context.Context, job Job, obs Observer) (*Import, erro
 
 // WaitFor is the last part of Push: it watches an import until it has ended.
 func (c *Client) WaitFor(ctx context.Context, id tasks.ID, interval time.Duration, obs Observer) (*Import, error) {
-	var last *Import
-	for imp, err := range c.Watch(ctx, id, WatchOptions{Interval: interval, Trouble: obs.Trouble}) {
-		if err != nil {
-			return last, err
-		}
-		last = imp
-		tell(obs.Changed, imp)
-	}
-	return last, nil
-}
-
-func tell[T any](f func(T), v T) {
-	if f != nil {
-		f(v)
-	}
+	return toEnd(c.Watch(ctx, id, WatchOptions{Interval: interval, Trouble: obs.Trouble}), obs.Changed)
 }

@@ -28,55 +28,69 @@ type WatchOptions struct {
 	Trouble func(error)
 }
 
-// Watch yields an import as it stands, now and again, until its state is final.
-// An error is yielded once and ends it; so does the end of ctx, with its cause.
-//
-// A service that is away or overloaded is asked again for some minutes, not
-// before the time that it names in Retry-After. Leaving a Watch does nothing to
-// the import.
-func (c *Client) Watch(ctx context.Context, id tasks.ID, opt WatchOptions) iter.Seq2[*Import, error] {
+// watch looks by status until a task has ended: see Client.Watch.
+func watch[T Task](ctx context.Context, opt WatchOptions, status func() (T, error)) iter.Seq2[T, error] {
 	longest := opt.Interval
 	if longest <= 0 {
 		longest = lastInterval
 	}
-	return func(yield func(*Import, error) bool) {
+	return func(yield func(T, error) bool) {
+		var none T
 		var state tasks.State
 		wait := min(firstInterval, longest)
 		lastGood := time.Now()
 		for {
-			imp, err := c.Status(ctx, id)
+			task, err := status()
 			var asked time.Duration // by the service
 			switch {
 			case ctx.Err() != nil:
-				yield(nil, context.Cause(ctx))
+				yield(none, context.Cause(ctx))
 				return
 			case err != nil:
 				var again bool
 				if again, asked = passing(err); !again {
-					yield(nil, err)
+					yield(none, err)
 					return
 				}
 				if time.Since(lastGood)+asked > patience {
-					yield(nil, fmt.Errorf("watch import: gave up: %w", err))
+					yield(none, fmt.Errorf("watch: gave up: %w", err))
 					return
 				}
-				if opt.Trouble != nil {
-					opt.Trouble(err)
-				}
+				tell(opt.Trouble, err)
 			default:
 				lastGood = time.Now()
-				if !yield(imp, nil) || imp.State.Final() {
+				now := task.Summary().State
+				if !yield(task, nil) || now.Final() {
 					return
 				}
-				if imp.State != state {
-					state, wait = imp.State, min(firstInterval, longest)
+				if now != state {
+					state, wait = now, min(firstInterval, longest)
 				}
 			}
 			if err := pause(ctx, max(wait, asked)); err != nil {
-				yield(nil, err)
+				yield(none, err)
 				return
 			}
 			wait = min(wait*5/4, longest)
 		}
+	}
+}
+
+// toEnd tells changed of all that is seen, and returns the last of it, with the
+// error that ended the looking.
+func toEnd[T Task](seen iter.Seq2[T, error], changed func(T)) (last T, err error) {
+	for task, err := range seen {
+		if err != nil {
+			return last, err
+		}
+		last = task
+		tell(changed, task)
+	}
+	return last, nil
+}
+
+func tell[T any](f func(T), v T) {
+	if f != nil {
+		f(v)
 	}
 }

@@ -1,5 +1,5 @@
 // Package clienttest is a small service that speaks the REST dialect and keeps
-// objects, for tests of what calls it. It imports nothing: an import walks
+// objects, for tests of what calls it. It imports and exports nothing: a task walks
 // through states that the test decides.
 package clienttest
 
@@ -8,12 +8,10 @@ import (
 	"crypto/sha1" // the API's choice of hash
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -30,12 +28,16 @@ const (
 
 // Calls that Fail, Hold and Await name.
 const (
-	Register  = "register"
-	Status    = "status"
-	List      = "list"
-	Cancel    = "cancel"
-	Object    = "object"
-	Container = "container"
+	Register     = "register"
+	Status       = "status"
+	List         = "list"
+	Cancel       = "cancel"
+	Export       = "export"
+	ExportStatus = "export-status"
+	ListExports  = "export-list"
+	CancelExport = "export-cancel"
+	Object       = "object"
+	Container    = "container"
 )
 
 // Service is the service. Its zero value is not usable; see New.
@@ -48,22 +50,19 @@ type Service struct {
 	containers map[string]bool
 	targets    []string // of PUT requests, as they came
 	registered []client.Registration
-	imports    []*record // oldest first
-	plans      map[string][]client.Import
+	requested  []client.ExportRequest
+	imports    *shelf
+	exports    *shelf
+	plans      map[string][]client.Task // by the image's name, for exports by its id
 	calls      map[string]int
 	failures   map[string][]failure
 	gates      map[string]*gate
 }
 
-type record struct {
-	id       tasks.ID
-	steps    []client.Import // the first is what a status call answers
-	canceled bool
-}
-
 type failure struct {
-	status     int
+	status     int // 0: the connection is lost
 	retryAfter string
+	heard      bool // the call is handled, and then the connection lost
 }
 
 type gate struct {
@@ -75,16 +74,21 @@ type gate struct {
 // New starts a Service. Close ends it.
 func New() *Service {
 	s := &Service{
-		objects: map[string][]byte{}, containers: map[string]bool{}, plans: map[string][]client.Import{},
+		objects: map[string][]byte{}, containers: map[string]bool{}, plans: map[string][]client.Task{},
+		imports: newShelf(tasks.KindImport, 100, "40037"), exports: newShelf(tasks.KindExport, 200, "40010"),
 		calls: map[string]int{}, failures: map[string][]failure{}, gates: map[string]*gate{},
 	}
 	s.changed = sync.NewCond(&s.mu)
 	mux := http.NewServeMux()
 	mux.Handle("POST /v1/imageimport", s.serve(Register, s.register))
 	mux.Handle("POST /v1/expansionstorageimageimport", s.serve(Register, s.register))
-	mux.Handle("GET /v1/imageimport", s.serve(List, s.list))
-	mux.Handle("GET /v1/imageimport/{id}/status", s.serve(Status, s.status))
-	mux.Handle("POST /v1/imageimport/{id}/cancel", s.serve(Cancel, s.cancel))
+	mux.Handle("GET /v1/imageimport", s.serve(List, s.locked(s.imports.list)))
+	mux.Handle("GET /v1/imageimport/{id}/status", s.serve(Status, s.locked(s.imports.status)))
+	mux.Handle("POST /v1/imageimport/{id}/cancel", s.serve(Cancel, s.locked(s.imports.cancel)))
+	mux.Handle("POST /v1/imageexport", s.serve(Export, s.locked(s.export)))
+	mux.Handle("GET /v1/imageexport", s.serve(ListExports, s.locked(s.exports.list)))
+	mux.Handle("GET /v1/imageexport/{id}/status", s.serve(ExportStatus, s.locked(s.exports.status)))
+	mux.Handle("POST /v1/imageexport/{id}/cancel", s.serve(CancelExport, s.locked(s.exports.cancel)))
 	mux.Handle("PUT /v2/AUTH_"+Project+"/{container}", s.serve(Container, s.putContainer))
 	mux.Handle("PUT /v2/AUTH_"+Project+"/{container}/{object...}", s.serve(Object, s.putObject))
 	s.Server = httptest.NewServer(mux)
@@ -129,19 +133,40 @@ func (s *Service) Registered() []client.Registration {
 	return slices.Clone(s.registered)
 }
 
+// Exported returns the accepted requests for exports, oldest first.
+func (s *Service) Exported() []client.ExportRequest {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requested)
+}
+
 // Add keeps an import that walks through steps, one for each status call, and
 // stays at the last.
 func (s *Service) Add(id tasks.ID, steps ...client.Import) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.imports = append(s.imports, &record{id: id, steps: steps})
+	s.imports.add(id, stepsOf(steps))
+}
+
+// AddExport keeps an export, as Add does an import.
+func (s *Service) AddExport(id tasks.ID, steps ...client.Export) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.exports.add(id, stepsOf(steps))
 }
 
 // Plan decides the steps of the imports of that name that are registered later.
 func (s *Service) Plan(name string, steps ...client.Import) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.plans[name] = steps
+	s.plans[name] = stepsOf(steps)
+}
+
+// PlanExport decides the steps of the exports of an image that are registered later.
+func (s *Service) PlanExport(imageID string, steps ...client.Export) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.plans[imageID] = stepsOf(steps)
 }
 
 // Fail makes the next n of the named calls fail with an HTTP status, or for 0
@@ -150,7 +175,17 @@ func (s *Service) Fail(call string, n, status int, retryAfter string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for range n {
-		s.failures[call] = append(s.failures[call], failure{status, retryAfter})
+		s.failures[call] = append(s.failures[call], failure{status: status, retryAfter: retryAfter})
+	}
+}
+
+// Lose loses the connection of the next n of the named calls when they have been
+// handled, so that nobody hears of that.
+func (s *Service) Lose(call string, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for range n {
+		s.failures[call] = append(s.failures[call], failure{heard: true})
 	}
 }
 
@@ -201,6 +236,9 @@ func (s *Service) serve(call string, handle http.HandlerFunc) http.Handler {
 		}
 		s.mu.Unlock()
 		switch {
+		case fail != nil && fail.heard:
+			handle(httptest.NewRecorder(), r)
+			panic(http.ErrAbortHandler)
 		case fail != nil && fail.status == 0:
 			panic(http.ErrAbortHandler)
 		case fail != nil:
@@ -217,6 +255,15 @@ func (s *Service) serve(call string, handle http.HandlerFunc) http.Handler {
 			handle(w, r)
 		}
 	})
+}
+
+// locked has a call handled under the mutex.
+func (s *Service) locked(handle http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		handle(w, r)
+	}
 }
 
 func refuse(w http.ResponseWriter, status int, code, message string) {
@@ -277,11 +324,10 @@ func (s *Service) register(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "40014", "The object does not exist or cannot be read.")
 		return
 	}
-	id := tasks.ID(fmt.Sprintf("00000000-0000-4000-8000-%012d", len(s.imports)+1))
 	sum := sha1.Sum(content)
 	steps := []client.Import{{State: tasks.Queued}, {State: tasks.Processing, Progress: 40}, {State: tasks.Succeeded, Progress: 100}}
 	if plan := s.plans[req.Name]; plan != nil {
-		steps = slices.Clone(plan)
+		steps = planned[client.Import](plan)
 	} else if found && req.Checksum != "" && !strings.EqualFold(req.Checksum, hex.EncodeToString(sum[:])) {
 		steps = Failed("checksum_mismatch", "Checksum of the image file does not match.", "Upload the file again.")
 	}
@@ -294,8 +340,7 @@ func (s *Service) register(w http.ResponseWriter, r *http.Request) {
 		steps[i].Location, steps[i].S3Location, steps[i].Checksum = req.Location, req.S3Location, req.Checksum
 	}
 	s.registered = append(s.registered, req)
-	s.imports = append(s.imports, &record{id: id, steps: steps})
-	answer(w, http.StatusCreated, map[string]tasks.ID{"import_id": id})
+	s.imports.register(w, stepsOf(steps))
 }
 
 // Failed are the steps of an import that is queued and then fails. As the real
@@ -303,72 +348,6 @@ func (s *Service) register(w http.ResponseWriter, r *http.Request) {
 func Failed(code, message, remedy string) []client.Import {
 	return []client.Import{{State: tasks.Queued}, {
 		State: tasks.Failed, ErrorMessage: message + " " + remedy,
-		Extra: client.Extra{FailureCode: code, Remedy: remedy, FinishedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)},
+		Extra: client.Extra{Run: client.Run{FailureCode: code, Remedy: remedy, FinishedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}},
 	}}
-}
-
-func (s *Service) list(w http.ResponseWriter, r *http.Request) {
-	const most = 100
-	start, limit := 0, most
-	for name, v := range map[string]*int{"start": &start, "limit": &limit} {
-		if text := r.FormValue(name); text != "" {
-			var err error
-			if *v, err = strconv.Atoi(text); err != nil || *v < 0 {
-				refuse(w, http.StatusBadRequest, "40035", "Query parameter '"+name+"' has invalid value.")
-				return
-			}
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	entries := []client.Entry{}
-	for _, rec := range slices.Backward(s.imports) {
-		entries = append(entries, client.Entry{ImportID: rec.id, State: rec.steps[0].State})
-	}
-	start = min(start, len(entries))
-	entries = entries[start:min(len(entries), start+min(limit, most))]
-	answer(w, http.StatusOK, map[string][]client.Entry{"imports": entries})
-}
-
-// find returns a record, or answers that there is none. It wants the mutex.
-func (s *Service) find(w http.ResponseWriter, r *http.Request) *record {
-	i := slices.IndexFunc(s.imports, func(rec *record) bool { return string(rec.id) == r.PathValue("id") })
-	if i < 0 {
-		refuse(w, http.StatusNotFound, "40401", "Invalid import_id.")
-		return nil
-	}
-	return s.imports[i]
-}
-
-func (s *Service) status(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if rec := s.find(w, r); rec != nil {
-		now := rec.steps[0]
-		if len(rec.steps) > 1 {
-			rec.steps = rec.steps[1:]
-		}
-		answer(w, http.StatusOK, now)
-	}
-}
-
-func (s *Service) cancel(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	rec := s.find(w, r)
-	switch {
-	case rec == nil:
-	case rec.canceled:
-		refuse(w, http.StatusBadRequest, "40037", "A cancel of this import was already accepted.")
-	case rec.steps[0].State.Final():
-		refuse(w, http.StatusNotFound, "40402", "The import has already finished.")
-	default:
-		rec.canceled = true
-		now := rec.steps[0]
-		now.State = tasks.Cancelling
-		after := now
-		after.State = tasks.Canceled
-		rec.steps = []client.Import{now, after}
-		w.WriteHeader(http.StatusAccepted)
-	}
 }

@@ -1,0 +1,6 @@
+package servers
+
+// For tests.
+const LastWait = lastWait
+
+var Sentence = sentence
