@@ -2,6 +2,7 @@ package openstacktest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -41,7 +42,9 @@ type settings struct {
 	cacheTokens time.Duration
 	listScope   string
 	stallAfter  time.Duration
-	accounts    string // file of a second region, which has the ECS API
+	accounts    string     // file of a second region, which has the ECS API
+	cloud       *env.Cloud // in place of the one that all tests share
+	checkpoints string     // how often one is made, and so how large the parts of exports are
 }
 
 // installation is the service as it is shipped, in processes of its own, with a Redis.
@@ -98,6 +101,7 @@ func (in *installation) start(program string, s settings) *programs.Process {
 // configure writes a configuration.
 func (in *installation) configure(path string, s settings) error {
 	type m = map[string]any
+	cloud := cmp.Or(s.cloud, cloud)
 	password := filepath.Join(in.dir, "password")
 	if err := os.WriteFile(password, []byte(cloud.Service.Password), 0o600); err != nil {
 		return err
@@ -122,6 +126,9 @@ func (in *installation) configure(path string, s settings) error {
 		swift["account_url"] = s.swift + "/v1/AUTH_{project}"
 		// So that an object of the tests' size does not come all at once.
 		worker["chunk"], worker["parallel"] = "1MiB", 2
+	}
+	if s.checkpoints != "" {
+		worker["checkpoint_every"], worker["chunk"], worker["parallel"] = s.checkpoints, "1MiB", 2
 	}
 	if s.stallAfter != 0 {
 		worker["stall_after"] = s.stallAfter.String()

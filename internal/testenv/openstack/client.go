@@ -124,8 +124,19 @@ func (c *Cloud) keystone(ctx context.Context, method, path, token string, body, 
 	return err
 }
 
+// refusal is an answer that is no success.
+type refusal struct {
+	method, url string
+	status      int
+	body        []byte
+}
+
+func (r *refusal) Error() string {
+	return fmt.Sprintf("%s %s: %d %s: %.300s", r.method, r.url, r.status, http.StatusText(r.status), r.body)
+}
+
 // call sends body as JSON and reads the answer from JSON; either may be nil. An
-// answer that is no success is an error.
+// answer that is no success is an error, a *refusal.
 func call(ctx context.Context, method, url string, header http.Header, body, answer any) (http.Header, error) {
 	var r io.Reader = http.NoBody
 	if body != nil {
@@ -153,7 +164,7 @@ func call(ctx context.Context, method, url string, header http.Header, body, ans
 		return nil, fmt.Errorf("%s %s: %w", method, url, err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return nil, fmt.Errorf("%s %s: %s: %.300s", method, url, resp.Status, b)
+		return nil, &refusal{method, url, resp.StatusCode, b}
 	}
 	if answer != nil {
 		if err := json.Unmarshal(b, answer); err != nil {

@@ -41,8 +41,11 @@ type swiftSettings struct {
 	Port int
 }
 
-// packages are Debian's packages, each with a file that shows it is there.
-var packages = []struct{ name, file string }{
+// debianPackage is one of Debian's packages, with a file that shows it is there.
+type debianPackage struct{ name, file string }
+
+// packages are those that every cloud needs.
+var packages = []debianPackage{
 	{"python3-keystone", "/usr/lib/python3/dist-packages/keystone/__init__.py"},
 	{"python3-glance", "/usr/lib/python3/dist-packages/glance/__init__.py"},
 	{"python3-swift", "/usr/lib/python3/dist-packages/swift/__init__.py"},
@@ -55,7 +58,7 @@ var packages = []struct{ name, file string }{
 	{"memcached", "/usr/bin/memcached"},
 }
 
-func checkInstalled() error {
+func checkInstalled(packages []debianPackage) error {
 	var missing []string
 	for _, p := range packages {
 		if _, err := os.Stat(p.file); err != nil {
@@ -121,7 +124,7 @@ func (c *Cloud) configure() error {
 		return err
 	}
 	c.Keystone = c.wsgi("keystone", "keystone/keystone_wsgi.py", ports[0], "/v3", "OS_KEYSTONE_CONFIG_DIR="+c.path("keystone"))
-	c.Glance = c.wsgi("glance", "glance/glance_wsgi.py", ports[1], "/healthcheck", "OS_GLANCE_CONFIG_DIR="+c.path("glance"))
+	c.Glance = c.wsgi("glance", "glance/glance_wsgi.py", ports[1], "/healthcheck", "OS_GLANCE_CONFIG_DIR="+c.path("glance"), c.pythonPath())
 	c.Swift = c.swift("proxy", ports[2])
 	c.memcached = &Server{host: c.host, name: "memcached", port: ports[3], argv: []string{
 		"/usr/bin/memcached", "-l", loopback, "-p", strconv.Itoa(ports[3]), "-U", "0", "-m", "64", "-u", me.Username,
@@ -130,21 +133,24 @@ func (c *Cloud) configure() error {
 		c.storage = append(c.storage, c.swift(kind, ports[4+i]))
 	}
 	c.KeystoneURL, c.GlanceURL, c.SwiftURL = c.Keystone.url()+"/v3", c.Glance.url(), c.Swift.url()
-	return c.writeFiles(settings{
+	c.settings = settings{
 		Dir: c.Dir, OSUser: me.Username, Region: c.Region, KeystoneURL: c.KeystoneURL, GlanceURL: c.GlanceURL,
 		Memcached: c.memcached.address(), ServicePassword: c.servicePassword,
-	})
+	}
+	return c.writeFiles()
 }
 
 func (c *Cloud) path(name string) string { return filepath.Join(c.Dir, name) }
 
+// pythonPath is a variable with which Python finds what several servers import.
+func (c *Cloud) pythonPath() string { return "PYTHONPATH=" + c.path("python") }
+
 // writeFiles writes keys, configuration and launchers to where the servers look for
 // them.
-func (c *Cloud) writeFiles(s settings) error {
-	for _, dir := range []string{"log", "keystone/keys", "glance/images", "glance/staging", "glance/tasks", "glance/lock", "swift/devices/d1"} {
-		if err := os.MkdirAll(c.path(dir), 0o700); err != nil {
-			return err
-		}
+func (c *Cloud) writeFiles() error {
+	err := c.makeDirs("log", "python", "keystone/keys", "glance/images", "glance/staging", "glance/tasks", "glance/lock", "swift/devices/d1")
+	if err != nil {
+		return err
 	}
 	var errs []error
 	for _, name := range []string{"0", "1"} {
@@ -152,16 +158,33 @@ func (c *Cloud) writeFiles(s settings) error {
 		rand.Read(key)
 		errs = append(errs, os.WriteFile(c.path("keystone/keys/"+name), []byte(base64.URLEncoding.EncodeToString(key)), 0o600))
 	}
-	for _, path := range []string{
-		"keystone/keystone.conf", "keystone/keystone_setup.py", "keystone/keystone_wsgi.py",
-		"glance/glance-api.conf", "glance/glance-api-paste.ini", "glance/glance_wsgi.py",
-		"swift/swift.conf", "swift/swift_rings.py", "swift/swift_server.py",
-	} {
-		errs = append(errs, fill(c.path(path), filepath.Base(path), s))
-	}
-	errs = append(errs, fill(c.path("swift/proxy-server.conf"), "proxy-server.conf", swiftSettings{s, c.Swift.name, c.Swift.port}))
+	errs = append(errs,
+		c.fillAll(c.settings,
+			"python/sqlite_immediate.py",
+			"keystone/keystone.conf", "keystone/keystone_setup.py", "keystone/keystone_wsgi.py",
+			"glance/glance-api.conf", "glance/glance-api-paste.ini", "glance/glance_wsgi.py",
+			"swift/swift.conf", "swift/swift_rings.py", "swift/swift_server.py"),
+		fill(c.path("swift/proxy-server.conf"), "proxy-server.conf", swiftSettings{c.settings, c.Swift.name, c.Swift.port}))
 	for _, server := range c.storage {
-		errs = append(errs, fill(c.path("swift/"+server.name+"-server.conf"), "storage-server.conf", swiftSettings{s, server.name, server.port}))
+		errs = append(errs, fill(c.path("swift/"+server.name+"-server.conf"), "storage-server.conf", swiftSettings{c.settings, server.name, server.port}))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Cloud) makeDirs(names ...string) error {
+	for _, name := range names {
+		if err := os.MkdirAll(c.path(name), 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fillAll writes files that are called as those they are filled from.
+func (c *Cloud) fillAll(data any, paths ...string) error {
+	var errs []error
+	for _, path := range paths {
+		errs = append(errs, fill(c.path(path), filepath.Base(path), data))
 	}
 	return errors.Join(errs...)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,7 +18,7 @@ import (
 )
 
 // In a process with this variable, TestMain starts servers in the directory that it
-// names, and waits to be killed.
+// names, some of which start others, and waits to be killed.
 const bystander = "VMIMPORT_TEST_BYSTANDER"
 
 func TestMain(m *testing.M) {
@@ -35,8 +36,14 @@ func standBy(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.Keystone.Start(context.Background()); err != nil {
+	ports, err := freePorts(1)
+	if err != nil {
 		return err
+	}
+	for _, s := range []*Server{c.Keystone, c.rabbit(ports[0])} {
+		if err := s.Start(context.Background()); err != nil {
+			return err
+		}
 	}
 	fmt.Println("ready")
 	select {}
@@ -97,7 +104,7 @@ func exists(t *testing.T, dir string) bool {
 // with it.
 func TestKilledWithItsServers(t *testing.T) {
 	t.Parallel()
-	if err := checkInstalled(); err != nil {
+	if err := checkInstalled(slices.Concat(packages, computePackages)); err != nil {
 		t.Fatal(err)
 	}
 	dir, err := makeDir()
@@ -118,8 +125,8 @@ func TestKilledWithItsServers(t *testing.T) {
 	if line != "ready\n" {
 		t.Fatalf("said %q, %v", line, err)
 	}
-	if n := len(processes(t, dir)); n != 2 {
-		t.Errorf("%d processes run, want uwsgi's master and its worker", n)
+	if n := len(processes(t, dir)); n < 5 {
+		t.Errorf("%d processes run, want uwsgi's master and its worker, and the broker with its children", n)
 	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -140,7 +147,7 @@ func TestKilledWithItsServers(t *testing.T) {
 
 func TestServer(t *testing.T) {
 	t.Parallel()
-	if err := checkInstalled(); err != nil {
+	if err := checkInstalled(packages); err != nil {
 		t.Fatal(err)
 	}
 	dir, err := makeDir()

@@ -23,7 +23,7 @@ func password() string { return rand.Text() }
 // their names, which are unique here.
 type identities struct {
 	cloud *Cloud
-	token string
+	admin *issued
 
 	mu  sync.Mutex
 	ids map[key]string
@@ -47,15 +47,11 @@ func (i *identities) keep(kind, name, id string) {
 // the catalogue. Each step needs only what those before it have made.
 func (c *Cloud) populate(ctx context.Context, adminPassword string) error {
 	c.Admin = &User{Name: "admin", Password: adminPassword, ProjectName: "admin", DomainID: "default", Domain: "Default"}
-	admin, err := c.login(ctx, c.KeystoneURL, c.Admin, ProjectScope)
+	i, err := c.administer(ctx)
 	if err != nil {
 		return err
 	}
-	c.Admin.UserID, c.Admin.ProjectID = admin.User.ID, admin.Project.ID
-	i := &identities{cloud: c, token: admin.id, ids: map[key]string{{"domain", "Default"}: "default"}}
-	if err := i.learnRoles(ctx); err != nil {
-		return err
-	}
+	c.Admin.UserID, c.Admin.ProjectID = i.admin.User.ID, i.admin.Project.ID
 
 	c.Service = &User{Name: "vmimport", ProjectName: "service", Domain: "Default"}
 	c.Alpha = &User{Name: "alice", ProjectName: "alpha", Domain: "contract01"}
@@ -85,6 +81,17 @@ func (c *Cloud) populate(ctx context.Context, adminPassword string) error {
 		return err
 	}
 	return i.grant(ctx, "/domains/"+c.Alpha.DomainID, c.Alpha, "member")
+}
+
+// administer returns the identities of a cloud, of which the roles and the domain of
+// the cloud's own users are known.
+func (c *Cloud) administer(ctx context.Context) (*identities, error) {
+	admin, err := c.login(ctx, c.KeystoneURL, c.Admin, ProjectScope)
+	if err != nil {
+		return nil, err
+	}
+	i := &identities{cloud: c, admin: admin, ids: map[key]string{{"domain", "Default"}: "default"}}
+	return i, i.learnRoles(ctx)
 }
 
 // makeScopes makes what users have roles in, the roles, and the catalogue.
@@ -129,7 +136,7 @@ func (s steps) run(ctx context.Context) error {
 func (i *identities) make(ctx context.Context, kind, name string, properties object) error {
 	properties["name"] = name
 	var answer map[string]struct{ ID string }
-	if err := i.cloud.keystone(ctx, http.MethodPost, "/"+kind+"s", i.token, object{kind: properties}, &answer); err != nil {
+	if err := i.cloud.keystone(ctx, http.MethodPost, "/"+kind+"s", i.admin.id, object{kind: properties}, &answer); err != nil {
 		return err
 	}
 	i.keep(kind, name, answer[kind].ID)
@@ -139,7 +146,7 @@ func (i *identities) make(ctx context.Context, kind, name string, properties obj
 // learnRoles finds the roles that Keystone's bootstrap has made.
 func (i *identities) learnRoles(ctx context.Context) error {
 	var answer struct{ Roles []struct{ ID, Name string } }
-	if err := i.cloud.keystone(ctx, http.MethodGet, "/roles", i.token, nil, &answer); err != nil {
+	if err := i.cloud.keystone(ctx, http.MethodGet, "/roles", i.admin.id, nil, &answer); err != nil {
 		return err
 	}
 	for _, r := range answer.Roles {
@@ -169,7 +176,7 @@ func (i *identities) makeUser(ctx context.Context, u *User, roles []string) erro
 // grant gives u a role in the project or domain that the path names.
 func (i *identities) grant(ctx context.Context, path string, u *User, role string) error {
 	path = fmt.Sprintf("%s/users/%s/roles/%s", path, u.UserID, i.id("role", role))
-	return i.cloud.keystone(ctx, http.MethodPut, path, i.token, nil, nil)
+	return i.cloud.keystone(ctx, http.MethodPut, path, i.admin.id, nil, nil)
 }
 
 // publish puts a service into the catalogue.
@@ -179,7 +186,7 @@ func (i *identities) publish(ctx context.Context, name, kind, url string) error 
 	}
 	for _, face := range []string{"public", "internal", "admin"} {
 		endpoint := object{"service_id": i.id("service", name), "interface": face, "region_id": i.cloud.Region, "url": url}
-		if err := i.cloud.keystone(ctx, http.MethodPost, "/endpoints", i.token, object{"endpoint": endpoint}, nil); err != nil {
+		if err := i.cloud.keystone(ctx, http.MethodPost, "/endpoints", i.admin.id, object{"endpoint": endpoint}, nil); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,7 @@
-// Package openstack runs a small real cloud for tests: Keystone, Swift and Glance
-// as Debian's packages have them, as ordinary processes on free ports of the
-// loopback interface, with all they write in one directory. It needs no root, no
-// containers and nothing under /etc.
+// Package openstack runs a small real cloud for tests: Keystone, Swift and Glance,
+// and Nova on demand, as Debian's packages have them, as ordinary processes on free
+// ports of the loopback interface, with all they write in one directory. It needs no
+// root, no containers and nothing under /etc.
 //
 // Nothing of a cloud outlives it, and nothing outlives the process that started
 // it, however that ends.
@@ -40,8 +40,10 @@ type Cloud struct {
 	host      *host
 	memcached *Server
 	storage   []*Server // what is behind Swift's proxy
+	settings  settings
+	compute   *Compute // nil before StartCompute
 
-	// The password of Swift's and Glance's own users, who may only validate tokens.
+	// The password of the servers' own users.
 	servicePassword string
 }
 
@@ -54,7 +56,7 @@ const portTries = 3
 // The error names the packages that are missing, or quotes the end of the log of
 // what failed.
 func Start(ctx context.Context) (*Cloud, error) {
-	if err := checkInstalled(); err != nil {
+	if err := checkInstalled(packages); err != nil {
 		return nil, fmt.Errorf("start OpenStack: %w", err)
 	}
 	var c *Cloud
@@ -89,7 +91,12 @@ func start(ctx context.Context) (*Cloud, error) {
 
 // Stop kills the cloud and removes its directory. It may be called again; nothing
 // else may.
-func (c *Cloud) Stop() { c.host.close() }
+func (c *Cloud) Stop() {
+	if c.compute != nil {
+		c.compute.close()
+	}
+	c.host.close()
+}
 
 // up starts all that does not depend on each other at once.
 func (c *Cloud) up(ctx context.Context) error {
@@ -208,7 +215,7 @@ func (c *Cloud) StartStrictGlance(ctx context.Context, policy string) (string, e
 		return "", err
 	}
 	return startFurther(ctx, func(port int) *Server {
-		return c.wsgi("glance-strict", "glance/glance_wsgi.py", port, "/healthcheck", "OS_GLANCE_CONFIG_DIR="+c.path("glance-strict"))
+		return c.wsgi("glance-strict", "glance/glance_wsgi.py", port, "/healthcheck", "OS_GLANCE_CONFIG_DIR="+c.path("glance-strict"), c.pythonPath())
 	})
 }
 
@@ -228,8 +235,9 @@ func startFurther(ctx context.Context, on func(port int) *Server) (url string, e
 }
 
 // Logs returns the last lines of a server's log: keystone, keystone-short, glance,
-// glance-strict, memcached, or proxy, account, container, object of Swift. It returns "" for a
-// server that has written nothing.
+// glance-strict, memcached, or proxy, account, container, object of Swift, or rabbitmq,
+// placement and Nova's api, conductor, scheduler, compute. It returns "" for a server that
+// has written nothing.
 func (c *Cloud) Logs(name string, lines int) string { return c.host.tail(name, lines) }
 
 // AccountURL returns the URL of the Swift account of the user's project.

@@ -36,7 +36,8 @@ func TestCloud(t *testing.T) {
 		t.Run("glance", func(t *testing.T) { t.Parallel(); testGlance(t, c) })
 	})
 	t.Run("restart", func(t *testing.T) { testRestart(t, c) })
-	if n := len(processes(t, c.Dir)); n < 9 {
+	t.Run("compute", func(t *testing.T) { testCompute(t, c) })
+	if n := len(processes(t, c.Dir)); n < 15 {
 		t.Errorf("only %d processes are known as the cloud's", n)
 	}
 	c.Stop()
