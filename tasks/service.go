@@ -33,13 +33,18 @@ var ErrObjectTooLarge = fault.New(fault.Invalid, "object_too_large", "The object
 type Service struct {
 	records   Records
 	preflight Preflight
-	limits    Limits
+	policy    Policy
 	now       func() time.Time
 }
 
 // NewService returns a Service. now is time.Now outside of tests.
-func NewService(records Records, preflight Preflight, limits Limits, now func() time.Time) *Service {
-	return &Service{records: records, preflight: preflight, limits: limits, now: now}
+func NewService(records Records, preflight Preflight, policy Policy, now func() time.Time) *Service {
+	return &Service{records: records, preflight: preflight, policy: policy, now: now}
+}
+
+// limits are those of a tenant.
+func (s *Service) limits(tenant Tenant, quota Quota) Limits {
+	return Limits{s.policy.For(tenant).Unfinished, quota}
 }
 
 // Register accepts an import: when it returns, the import is durable and will
@@ -66,7 +71,7 @@ func (s *Service) Register(ctx context.Context, spec *Spec) (task *Task, fresh b
 // their own between them. Admit returns the import of a repeated client token, or the
 // rule that spec breaks at present.
 func (s *Service) Admit(ctx context.Context, spec *Spec, quota Quota) (*Task, error) {
-	return s.records.Admit(ctx, spec, Limits{s.limits.Unfinished, quota})
+	return s.records.Admit(ctx, spec, s.limits(spec.Owner.Tenant, quota))
 }
 
 // Inspect looks at the objects. See Preflight.Check.
@@ -77,7 +82,7 @@ func (s *Service) Inspect(ctx context.Context, spec *Spec) error {
 // Accept makes the import durable. See Records.Create.
 func (s *Service) Accept(ctx context.Context, spec *Spec, quota Quota) (task *Task, fresh bool, err error) {
 	spec.RequestedAt = s.now().UTC()
-	return s.records.Create(ctx, spec, Limits{s.limits.Unfinished, quota})
+	return s.records.Create(ctx, spec, s.limits(spec.Owner.Tenant, quota))
 }
 
 // ReadObject reads a small object of a region. See Preflight.ReadObject.
@@ -108,4 +113,26 @@ func (s *Service) DeleteImage(ctx context.Context, scope Scope, id ID) error {
 // Cancel asks for an import to stop. See Records.Cancel.
 func (s *Service) Cancel(ctx context.Context, scope Scope, id ID) (State, error) {
 	return s.records.Cancel(ctx, scope, id)
+}
+
+// Retry has a failed task tried again. See Records.Retry.
+func (s *Service) Retry(ctx context.Context, scope Scope, id ID) error {
+	return s.records.Retry(ctx, scope, id, s.limits(scope.Tenant, Quota{}))
+}
+
+// Position says where a task that waits for a worker stands, and about when it starts; nil
+// for a task in any other state.
+func (s *Service) Position(ctx context.Context, t *Task) (*Position, error) {
+	if t.State != Queued {
+		return nil, nil
+	}
+	place, err := s.records.Place(ctx, t.Ref())
+	if err != nil {
+		return nil, err
+	}
+	pos := place.position(t, s.now())
+	if most := s.policy.For(t.Owner.Tenant).Running; most > 0 && !place.Dispatched && place.Ahead+place.Running >= most {
+		pos.Start = time.Time{}
+	}
+	return &pos, nil
 }

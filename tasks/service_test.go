@@ -30,7 +30,7 @@ func TestReadObject(t *testing.T) {
 	o := tasks.Object{API: "swift", Project: "p", Container: "c", Name: "web01.json"}
 	for _, want := range []error{nil, tasks.ErrObjectTooLarge} {
 		p := &preflight{content: []byte("{}"), err: want}
-		got, err := tasks.NewService(nil, p, tasks.Limits{}, time.Now).ReadObject(t.Context(), "r", o, 64)
+		got, err := tasks.NewService(nil, p, tasks.Policy{}, time.Now).ReadObject(t.Context(), "r", o, 64)
 		if !bytes.Equal(got, p.content) || !errors.Is(err, want) || p.region != "r" || p.object != o || p.limit != 64 {
 			t.Errorf("%q, %v; asked for %+v", got, err, p)
 		}

@@ -20,8 +20,9 @@ const (
 	// Succeeded: the image is published, and every byte of it was verified.
 	Succeeded State = "succeeded"
 
-	// Failed: the import ended without an image, and nothing of it is left.
-	// The record's Failure says why and what to do.
+	// Failed: the import ended without an image, and nothing of it is left, or for a
+	// while (Task.KeptUntil) no more than a Retry goes on from. The record's Failure says
+	// why and what to do. A Retry, and nothing else, makes it Queued again.
 	Failed State = "failed"
 
 	// Cancelling: a cancel was accepted, and something may be left to remove.
@@ -43,12 +44,13 @@ var next = map[State][]State{
 	Queued:     {Processing, Cancelling, Canceled},
 	Processing: {Queued, Succeeded, Failed, Cancelling},
 	Cancelling: {Canceled},
+	Failed:     {Queued},
 }
 
 // CanBecome reports whether the table allows the move from s to to.
 func (s State) CanBecome(to State) bool { return slices.Contains(next[s], to) }
 
-// Final reports whether nothing leaves s.
+// Final reports whether s is an end: the service does nothing more by itself.
 func (s State) Final() bool { return s == Succeeded || s == Failed || s == Canceled }
 
 // Sources returns the states from which the table allows a move to to.

@@ -22,6 +22,8 @@ var (
 	ErrTooManyImports  = fault.New(fault.Exhausted, "too_many_imports", "Too many imports are unfinished.").Try("Wait until some have finished, or cancel them.")
 	ErrNameExporting   = fault.New(fault.Conflict, "name_exporting", "An image of that name is being exported to the container already.").Try("Wait until that export has ended.")
 	ErrImageExporting  = fault.New(fault.Conflict, "image_exporting", "The image is being exported to the container already.").Try("Wait until that export has ended, or cancel it.")
+	ErrNotFailed       = fault.New(fault.Conflict, "not_failed", "Only what has failed can be tried again.")
+	ErrCleaning        = fault.New(fault.Conflict, "cleaning_up", "What the failed attempt has kept is being removed.").Try("Try again in a minute.")
 	ErrFenced          = fault.New(fault.Fenced, "fenced", "Another worker has the import.")
 	ErrNotClaimable    = fault.New(fault.Fenced, "not_claimable", "The import needs no worker.")
 	ErrCancelCameFirst = fault.New(fault.Canceled, "cancel_came_first", "The import was canceled before the image was published.")
@@ -105,6 +107,16 @@ type Records interface {
 	// once; otherwise it becomes Cancelling, and a worker cleans up.
 	// ErrFinished: it has ended, or its image is being published.
 	Cancel(ctx context.Context, scope Scope, id ID) (State, error)
+
+	// Retry makes a Failed task Queued again, exactly once for each failure: it takes its
+	// name, its image id and its part of the limits anew, and goes on from its checkpoint
+	// if that was kept (Task.KeptUntil). Setbacks and crashes are forgiven. ErrNotFailed:
+	// it is in another state. ErrCleaning: what was kept is being removed just now. The
+	// errors of Create name a rule that it breaks by now.
+	Retry(ctx context.Context, scope Scope, id ID, limits Limits) error
+
+	// Place says where a Queued task stands.
+	Place(ctx context.Context, ref Ref) (Place, error)
 }
 
 // Progress is what a worker reports with each beat.
@@ -114,9 +126,15 @@ type Progress struct {
 	Counters
 }
 
+// Pulse is what a beat brings back.
+type Pulse struct {
+	State   State // Processing to go on, Cancelling when a cancel was accepted
+	Running int   // tasks of the tenant under claims, this one among them
+}
+
 // Claims is the store as a worker sees it.
 //
-// All methods but Claim and Fate write under held and return ErrFenced, having changed
+// All methods but Claim, Fate and CleanAgain write under held and return ErrFenced, having changed
 // nothing, if another claim came after it or the record is gone.
 type Claims interface {
 	// Claim takes an import that nobody holds, under a new epoch and for the length of
@@ -127,9 +145,13 @@ type Claims interface {
 	// Fate returns the state of a task, whoever has it. ErrUnknown: its record is gone.
 	Fate(ctx context.Context, ref Ref) (State, error)
 
-	// Beat extends the claim by lease from now, stores p, and returns the state:
-	// Processing to go on, Cancelling when a cancel was accepted.
-	Beat(ctx context.Context, held Held, p Progress, lease time.Duration) (State, error)
+	// CleanAgain hands a Failed task out for a clean-up, as if something had been kept of it
+	// until now: for a worker that has lost it, and has stored something too late. It removes
+	// nothing itself, for that may be a Retry's by then. In other states nothing happens.
+	CleanAgain(ctx context.Context, ref Ref) error
+
+	// Beat extends the claim by lease from now, stores p, and returns how things stand.
+	Beat(ctx context.Context, held Held, p Progress, lease time.Duration) (Pulse, error)
 
 	// SaveCheckpoint stores the point from which the next attempt may go on,
 	// opaque to the store. If it lies further than any before, at reached bytes
@@ -156,13 +178,16 @@ type Claims interface {
 	Condemn(ctx context.Context, held Held, verdict Failure) error
 
 	// Fail ends the import with its cause. If a cancel came first it returns
-	// ErrCancelCameFirst and changes nothing.
-	Fail(ctx context.Context, held Held, cause Failure, attempt Attempt) error
+	// ErrCancelCameFirst and changes nothing. With keep, the checkpoint and what it stands
+	// for stay for that long, for a Retry; then the task is handed out for a clean-up,
+	// which ends by Removed. Nothing may be kept that has begun to publish.
+	Fail(ctx context.Context, held Held, cause Failure, attempt Attempt, keep time.Duration) error
 
 	// Canceled ends a Cancelling import, after everything of it was removed.
 	Canceled(ctx context.Context, held Held, attempt Attempt) error
 
-	// Removed ends the removal of a deleted image, after nothing of it is left.
+	// Removed ends the removal of a deleted image, or of what was kept of a failed task,
+	// after nothing of it is left.
 	Removed(ctx context.Context, held Held, attempt Attempt) error
 
 	// Release gives the claim back: a Processing import is Queued again, to be
@@ -192,16 +217,20 @@ type Load struct {
 	Expired   int // of Running, those whose claim has run out
 	Unclaimed int // of all tickets, those that nobody claimed for a while
 	Ended     int // records whose retention has passed
-	Open      int // unfinished imports in all, and images being removed
+	Open      int // unfinished imports in all, images being removed, and what was kept of failed ones
+	// Oldest is since when the first of Due has been; zero if there is none.
+	Oldest time.Time
 }
 
 // Ticket is one handing of an import to the queue. Number counts an import's
 // tickets, so that each has a queue task of its own; Cleanup marks an import
-// that is Cancelling, or whose image was deleted, and only has leftovers to remove.
+// that is Cancelling, or whose image was deleted, or that keeps something no longer
+// needed, and only has leftovers to remove.
 type Ticket struct {
 	Ref
 	Number  int64
 	Cleanup bool
+	Trace   string // Spec.Trace
 }
 
 // Backlog is the store as the dispatcher sees it. One dispatcher leads at a
@@ -243,7 +272,13 @@ type Backlog interface {
 	// tenant that has nothing left. It returns how many records it removed.
 	Purge(ctx context.Context, tenant Tenant, n int, now time.Time) (int, error)
 
-	// Unfinished reports whether any tenant has an unfinished import of that id.
+	// Predict stores what the leader makes of the queue, for Records.Place; Outlook returns
+	// what was stored last, the zero value if nothing was.
+	Predict(ctx context.Context, o Outlook) error
+	Outlook(ctx context.Context) (Outlook, error)
+
+	// Unfinished reports whether any tenant has a task of that id that is unfinished, or
+	// of which something is kept.
 	Unfinished(ctx context.Context, id ID) (bool, error)
 }
 

@@ -30,6 +30,9 @@ type Epoch int64
 type Held struct {
 	Ref
 	Epoch Epoch
+	// Claim tells the claim from another under the same epoch: where a store has lost the last
+	// it was told, it counts them anew. Empty: any claim under the epoch.
+	Claim string
 }
 
 // Owner is who asked for an import.
@@ -159,7 +162,10 @@ type Spec struct {
 	// counts against the quota of images, and is kept until the image is deleted.
 	ListsImage bool `json:"lists_image,omitempty"`
 
-	RequestID   string    `json:"request_id,omitempty"`
+	RequestID string `json:"request_id,omitempty"`
+	// Trace is the trace that the request belongs to, as a traceparent (W3C Trace
+	// Context, section 3.2); empty: none.
+	Trace       string    `json:"trace,omitempty"`
 	RequestedAt time.Time `json:"requested_at"`
 }
 
@@ -207,6 +213,12 @@ type Task struct {
 	DeletedAt  time.Time // when the image's deletion was accepted, if Spec.ListsImage
 	// Removed is set once nothing of a deleted image is left.
 	Removed bool
+
+	// KeptUntil is until when the checkpoint of a Failed task is kept, with what it stands
+	// for; zero: nothing is.
+	KeptUntil time.Time
+	// Retried counts the accepted Retries.
+	Retried int
 
 	// Publishing is set by the step that excludes a later cancel.
 	Publishing bool

@@ -17,7 +17,7 @@ func (s *Store) Now(ctx context.Context) (time.Time, error) {
 	if s.opt.Now != nil {
 		return s.opt.Now(), nil
 	}
-	now, err := s.rdb.Time(ctx).Result()
+	now, err := s.readClock(ctx)
 	if err != nil {
 		return time.Time{}, redisError("read the clock", err)
 	}
@@ -67,7 +67,7 @@ const surveyBatch = 200
 func (s *Store) Survey(ctx context.Context, tenants []tasks.Tenant, now, unclaimedBefore time.Time) (map[tasks.Tenant]tasks.Load, error) {
 	loads := make(map[tasks.Tenant]tasks.Load, len(tenants))
 	for batch := range slices.Chunk(tenants, surveyBatch) {
-		counts := make([][]*redis.IntCmd, len(batch))
+		counts := make([]counted, len(batch))
 		_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 			for i, tenant := range batch {
 				counts[i] = count(ctx, p, keysOf(tenant), at(now), at(unclaimedBefore))
@@ -78,38 +78,52 @@ func (s *Store) Survey(ctx context.Context, tenants []tasks.Tenant, now, unclaim
 			return nil, redisError("count imports", err)
 		}
 		for i, tenant := range batch {
-			loads[tenant] = loadOf(counts[i])
+			loads[tenant] = counts[i].load(now)
 		}
 	}
 	return loads, nil
 }
 
-// count asks for what loadOf adds up.
-func count(ctx context.Context, p redis.Pipeliner, k tenantKeys, now, before string) []*redis.IntCmd {
-	return []*redis.IntCmd{
-		p.ZCard(ctx, k.waiting()),
-		p.ZCount(ctx, k.waiting(), "-inf", now),
-		p.ZCard(ctx, k.dispatched()),
-		p.ZCount(ctx, k.dispatched(), "-inf", before),
-		p.ZCard(ctx, k.cleanups()),
-		p.ZCount(ctx, k.cleanups(), "-inf", now),
-		p.ZCard(ctx, k.dispatchedCleanup()),
-		p.ZCount(ctx, k.dispatchedCleanup(), "-inf", before),
-		p.ZCard(ctx, k.running()),
-		p.ZCount(ctx, k.running(), "-inf", now),
-		p.ZCount(ctx, k.ended(), "-inf", now),
+// counted is what load makes a tenant's Load of.
+type counted struct {
+	numbers []*redis.IntCmd
+	first   *redis.ZSliceCmd // of those waiting
+}
+
+func count(ctx context.Context, p redis.Pipeliner, k tenantKeys, now, before string) counted {
+	return counted{
+		numbers: []*redis.IntCmd{
+			p.ZCard(ctx, k.waiting()),
+			p.ZCount(ctx, k.waiting(), "-inf", now),
+			p.ZCard(ctx, k.dispatched()),
+			p.ZCount(ctx, k.dispatched(), "-inf", before),
+			p.ZCard(ctx, k.cleanups()),
+			p.ZCount(ctx, k.cleanups(), "-inf", now),
+			p.ZCard(ctx, k.dispatchedCleanup()),
+			p.ZCount(ctx, k.dispatchedCleanup(), "-inf", before),
+			p.ZCard(ctx, k.running()),
+			p.ZCount(ctx, k.running(), "-inf", now),
+			p.ZCount(ctx, k.ended(), "-inf", now),
+		},
+		first: p.ZRangeWithScores(ctx, k.waiting(), 0, 0),
 	}
 }
 
-func loadOf(cmds []*redis.IntCmd) tasks.Load {
-	n := make([]int, len(cmds))
-	for i, c := range cmds {
+func (c counted) load(now time.Time) tasks.Load {
+	n := make([]int, len(c.numbers))
+	for i, c := range c.numbers {
 		n[i] = int(c.Val())
 	}
-	return tasks.Load{
+	load := tasks.Load{
 		Waiting: n[0], Due: n[1], Dispatched: n[2], Unclaimed: n[3] + n[7], Cleanups: n[5], Running: n[8], Expired: n[9], Ended: n[10],
 		Open: n[0] + n[2] + n[4] + n[6] + n[8],
 	}
+	if first := c.first.Val(); len(first) > 0 {
+		if since := time.UnixMilli(int64(first[0].Score)).UTC(); !since.After(now) {
+			load.Oldest = since
+		}
+	}
+	return load
 }
 
 // Dispatch implements tasks.Backlog.
@@ -125,12 +139,14 @@ func (s *Store) Dispatch(ctx context.Context, tenant tasks.Tenant, cleanup bool,
 	}
 	var tickets []tasks.Ticket
 	for _, id := range ids {
-		number, err := dispatchCmd.Run(ctx, s.rdb, taskKeys(k, tasks.ID(id)), id, at(now), flag(cleanup)).Int64()
+		reply, err := s.run(ctx, dispatchCmd, taskKeys(k, tasks.ID(id)), id, at(now), flag(cleanup))
 		if err != nil {
 			return tickets, redisError("dispatch import", err)
 		}
-		if number > 0 {
-			tickets = append(tickets, tasks.Ticket{Ref: tasks.Ref{Tenant: tenant, ID: tasks.ID(id)}, Number: number, Cleanup: cleanup})
+		if number := reply.number(0); number > 0 {
+			tickets = append(tickets, tasks.Ticket{
+				Ref: tasks.Ref{Tenant: tenant, ID: tasks.ID(id)}, Number: number, Cleanup: cleanup, Trace: reply.word(1),
+			})
 		}
 	}
 	return tickets, nil
@@ -157,14 +173,19 @@ func (s *Store) Unclaimed(ctx context.Context, tenant tasks.Tenant, before time.
 			return nil, redisError("list dispatched imports", err)
 		}
 		for _, id := range ids {
-			number, err := s.rdb.HGet(ctx, k.record(tasks.ID(id)), "tickets").Int64()
-			if errors.Is(err, redis.Nil) {
-				continue // purged since its id was read
+			var fields struct {
+				Tickets int64  `redis:"tickets"`
+				Trace   string `redis:"trace"`
 			}
-			if err != nil {
+			if err := s.rdb.HMGet(ctx, k.record(tasks.ID(id)), "tickets", "trace").Scan(&fields); err != nil {
 				return nil, redisError("read ticket", err)
 			}
-			tickets = append(tickets, tasks.Ticket{Ref: tasks.Ref{Tenant: tenant, ID: tasks.ID(id)}, Number: number, Cleanup: place.cleanup})
+			if fields.Tickets == 0 {
+				continue // purged since its id was read
+			}
+			tickets = append(tickets, tasks.Ticket{
+				Ref: tasks.Ref{Tenant: tenant, ID: tasks.ID(id)}, Number: fields.Tickets, Cleanup: place.cleanup, Trace: fields.Trace,
+			})
 		}
 	}
 	return tickets, nil
@@ -191,8 +212,8 @@ func (s *Store) Expired(ctx context.Context, tenant tasks.Tenant, now time.Time)
 
 // Expire implements tasks.Backlog.
 func (s *Store) Expire(ctx context.Context, held tasks.Held, attempt tasks.Attempt, pause time.Duration, now time.Time) error {
-	args := append([]any{pause.Milliseconds(), toJSON(attempt), tasks.MaxAttemptsKept}, sources(tasks.Queued)...)
-	_, err := s.runHeldAt(ctx, expireCmd, held, at(now), args...)
+	args := append([]any{pause.Milliseconds(), toJSON(attempt), tasks.MaxAttemptsKept}, sources(tasks.Queued, aWorker)...)
+	_, err := s.runHeldBy(ctx, s.run, expireCmd, held, at(now), args...)
 	return err
 }
 
@@ -203,22 +224,20 @@ func (s *Store) Unfinished(ctx context.Context, id tasks.ID) (bool, error) {
 		return false, redisError("list tenants", err)
 	}
 	for batch := range slices.Chunk(tenants, surveyBatch) {
-		states := make([]*redis.StringCmd, len(batch))
+		records := make([]*redis.SliceCmd, len(batch))
 		_, err := s.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
 			for i, tenant := range batch {
-				states[i] = p.HGet(ctx, keysOf(tasks.Tenant(tenant)).record(id), "state")
+				records[i] = p.HMGet(ctx, keysOf(tasks.Tenant(tenant)).record(id), "state", "kept_until_ms")
 			}
 			return nil
 		})
-		if err != nil && !errors.Is(err, redis.Nil) {
+		if err != nil {
 			return false, redisError("look for import", err)
 		}
-		for _, s := range states {
-			switch err := s.Err(); {
-			case errors.Is(err, redis.Nil): // not of this tenant
-			case err != nil: // the pipeline's own error is only the first
-				return false, redisError("look for import", err)
-			case !tasks.State(s.Val()).Final():
+		for _, r := range records {
+			state, there := r.Val()[0].(string)
+			kept := r.Val()[1] != nil
+			if kept || there && !tasks.State(state).Final() {
 				return true, nil
 			}
 		}
@@ -262,18 +281,22 @@ func (s *Store) purgeOne(ctx context.Context, k tenantKeys, id tasks.ID, now tim
 	dialect, _ := got[1].(string)
 	project, _ := got[2].(string)
 	keys := append(taskKeys(k, id), k.list(region, dialect), k.listOf(region, dialect, project))
-	n, err := purgeCmd.Run(ctx, s.rdb, keys, string(id), at(now)).Int()
+	n, err := purgeCmd.Run(ctx, s.rdb, keys, string(id), at(now), forgetAfter.Milliseconds()).Int()
 	if err != nil {
 		return false, redisError("purge import", err)
 	}
 	return n == 1, nil
 }
 
+// attendAgain is when a tenant is looked at again of which nothing but images is left. It stays
+// known, since its journal may hold what receivers of events were not told yet.
+const attendAgain = 24 * time.Hour
+
 // attend notes when a tenant with nothing unfinished needs the dispatcher next:
-// when its next record is due for purge, or never.
+// when its next record is due for purge, some day while it has images, or never.
 func (s *Store) attend(ctx context.Context, tenant tasks.Tenant, seen float64, now time.Time) error {
 	k := keysOf(tenant)
-	var counts []*redis.IntCmd
+	var counts counted
 	var first *redis.ZSliceCmd
 	// In one transaction: an import that moves between two places while they
 	// are counted would be in neither.
@@ -285,17 +308,31 @@ func (s *Store) attend(ctx context.Context, tenant tasks.Tenant, seen float64, n
 	if err != nil {
 		return redisError("count imports", err)
 	}
-	if loadOf(counts).Open > 0 {
+	if counts.load(now).Open > 0 {
 		return nil
 	}
 	next := ""
 	if len(first.Val()) > 0 {
 		next = score(first.Val()[0].Score)
+	} else if forgot, err := s.forget(ctx, k); err != nil {
+		return err
+	} else if !forgot {
+		next = at(now.Add(attendAgain))
 	}
 	if err := attendCmd.Run(ctx, s.rdb, []string{tenantsKey}, string(tenant), score(seen), next).Err(); err != nil {
 		return redisError("attend tenant", err)
 	}
 	return nil
+}
+
+// forget removes the journal of a tenant that has nothing left, and reports whether it did.
+func (s *Store) forget(ctx context.Context, k tenantKeys) (bool, error) {
+	keys := []string{k.waiting(), k.dispatched(), k.cleanups(), k.dispatchedCleanup(), k.running(), k.ended(), k.usage(), k.journal(), k.cursors()}
+	n, err := forgetCmd.Run(ctx, s.rdb, keys).Int()
+	if err != nil {
+		return false, redisError("remove journal", err)
+	}
+	return n == 1, nil
 }
 
 // score formats a score, such as a time, as scripts take it.

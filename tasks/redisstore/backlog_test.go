@@ -84,6 +84,7 @@ func TestBacklog(t *testing.T) {
 	everywhere(t, func(t *testing.T, s *Store, clock *clock) {
 		ctx := t.Context()
 		specs := []*tasks.Spec{newSpec("d1"), newSpec("d1"), newSpec("d1")}
+		specs[1].Trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 		for i, spec := range specs {
 			clock.set(time.Duration(i) * time.Second)
 			create(t, s, spec)
@@ -98,9 +99,9 @@ func TestBacklog(t *testing.T) {
 				t.Errorf("%s: %+v, want %+v", when, got, load)
 			}
 		}
-		want("at first", tasks.Load{Due: 2, Waiting: 3, Open: 3})
+		want("at first", tasks.Load{Due: 2, Waiting: 3, Open: 3, Oldest: start})
 		tickets, err := s.Dispatch(ctx, "d1", false, 5, now)
-		if err != nil || len(tickets) != 2 || tickets[0].ID != specs[0].ID || tickets[1].ID != specs[1].ID {
+		if err != nil || len(tickets) != 2 || tickets[0].Trace != "" || tickets[1].Trace != specs[1].Trace || tickets[0].ID != specs[0].ID || tickets[1].ID != specs[1].ID {
 			t.Fatalf("tickets %+v, %v", tickets, err)
 		}
 		claim(t, s, tickets[0].Ref)

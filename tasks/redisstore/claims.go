@@ -15,7 +15,8 @@ import (
 
 // Claim implements tasks.Claims.
 func (s *Store) Claim(ctx context.Context, ref tasks.Ref, worker string, lease time.Duration) (*tasks.Claimed, error) {
-	args := append([]any{string(ref.ID), s.clock(), uuid.NewString(), worker, lease.Milliseconds()}, sources(tasks.Processing)...)
+	nonce := uuid.NewString()
+	args := append([]any{string(ref.ID), s.clock(), nonce, worker, lease.Milliseconds()}, sources(tasks.Processing, anybody)...)
 	reply, err := s.run(ctx, claimCmd, taskKeys(keysOf(ref.Tenant), ref.ID), args...)
 	if err != nil {
 		return nil, redisError("claim import", err)
@@ -33,7 +34,7 @@ func (s *Store) Claim(ctx context.Context, ref tasks.Ref, worker string, lease t
 	if err != nil {
 		return nil, err
 	}
-	held := tasks.Held{Ref: ref, Epoch: tasks.Epoch(reply.number(1))}
+	held := tasks.Held{Ref: ref, Epoch: tasks.Epoch(reply.number(1)), Claim: nonce}
 	if task.Epoch != held.Epoch {
 		return nil, tasks.ErrFenced
 	}
@@ -56,13 +57,26 @@ func (s *Store) Fate(ctx context.Context, ref tasks.Ref) (tasks.State, error) {
 	return tasks.State(state), nil
 }
 
+// CleanAgain implements tasks.Claims.
+func (s *Store) CleanAgain(ctx context.Context, ref tasks.Ref) error {
+	// Announced before, as for Create: the tenant may have been forgotten.
+	if err := s.announce(ctx, ref.Tenant); err != nil {
+		return err
+	}
+	if err := cleanAgainCmd.Run(ctx, s.rdb, taskKeys(keysOf(ref.Tenant), ref.ID), string(ref.ID), s.clock()).Err(); err != nil {
+		return redisError("have import cleaned up", err)
+	}
+	s.hint(ctx, workChannel, "")
+	return nil
+}
+
 // Beat implements tasks.Claims.
-func (s *Store) Beat(ctx context.Context, held tasks.Held, p tasks.Progress, lease time.Duration) (tasks.State, error) {
+func (s *Store) Beat(ctx context.Context, held tasks.Held, p tasks.Progress, lease time.Duration) (tasks.Pulse, error) {
 	reply, err := s.runHeld(ctx, beatCmd, held, lease.Milliseconds(), min(max(p.Percent, 0), 99), string(p.Stage), toJSON(p.Counters))
 	if err != nil {
-		return "", err
+		return tasks.Pulse{}, err
 	}
-	return tasks.State(reply.word(1)), nil
+	return tasks.Pulse{State: tasks.State(reply.word(1)), Running: int(reply.number(2))}, nil
 }
 
 // SaveCheckpoint implements tasks.Claims.
@@ -90,7 +104,7 @@ func (s *Store) Reassign(ctx context.Context, held tasks.Held, imageID string) e
 
 // BeginPublish implements tasks.Claims.
 func (s *Store) BeginPublish(ctx context.Context, held tasks.Held, res *tasks.Result) error {
-	reply, err := s.runHeld(ctx, publishCmd, held, append([]any{toJSON(res)}, sources(tasks.Succeeded)...)...)
+	reply, err := s.runHeldBy(ctx, s.secure, publishCmd, held, s.clock(), append([]any{toJSON(res)}, sources(tasks.Succeeded, aWorker)...)...)
 	if err != nil {
 		return err
 	}
@@ -102,7 +116,7 @@ func (s *Store) BeginPublish(ctx context.Context, held tasks.Held, res *tasks.Re
 
 // Condemn implements tasks.Claims.
 func (s *Store) Condemn(ctx context.Context, held tasks.Held, verdict tasks.Failure) error {
-	reply, err := s.runHeld(ctx, condemnCmd, held, append([]any{toJSON(verdict)}, sources(tasks.Failed)...)...)
+	reply, err := s.runHeld(ctx, condemnCmd, held, append([]any{toJSON(verdict)}, sources(tasks.Failed, aWorker)...)...)
 	if err != nil {
 		return err
 	}
@@ -114,17 +128,17 @@ func (s *Store) Condemn(ctx context.Context, held tasks.Held, verdict tasks.Fail
 
 // Succeed implements tasks.Claims.
 func (s *Store) Succeed(ctx context.Context, held tasks.Held, attempt tasks.Attempt) error {
-	return s.finish(ctx, held, tasks.Succeeded, "", attempt)
+	return s.finish(ctx, held, tasks.Succeeded, "", attempt, 0)
 }
 
 // Fail implements tasks.Claims.
-func (s *Store) Fail(ctx context.Context, held tasks.Held, cause tasks.Failure, attempt tasks.Attempt) error {
-	return s.finish(ctx, held, tasks.Failed, toJSON(cause), attempt)
+func (s *Store) Fail(ctx context.Context, held tasks.Held, cause tasks.Failure, attempt tasks.Attempt, keep time.Duration) error {
+	return s.finish(ctx, held, tasks.Failed, toJSON(cause), attempt, keep)
 }
 
 // Canceled implements tasks.Claims.
 func (s *Store) Canceled(ctx context.Context, held tasks.Held, attempt tasks.Attempt) error {
-	return s.finish(ctx, held, tasks.Canceled, "", attempt)
+	return s.finish(ctx, held, tasks.Canceled, "", attempt, 0)
 }
 
 // Removed implements tasks.Claims.
@@ -133,32 +147,21 @@ func (s *Store) Removed(ctx context.Context, held tasks.Held, attempt tasks.Atte
 	return err
 }
 
-func (s *Store) finish(ctx context.Context, held tasks.Held, to tasks.State, failure string, attempt tasks.Attempt) error {
-	args := append([]any{string(to), s.opt.Retention.Milliseconds(), failure, toJSON(attempt), tasks.MaxAttemptsKept},
-		finishSources(to)...)
-	reply, err := s.runHeld(ctx, finishCmd, held, args...)
+func (s *Store) finish(ctx context.Context, held tasks.Held, to tasks.State, failure string, attempt tasks.Attempt, keep time.Duration) error {
+	args := append([]any{string(to), s.opt.Retention.Milliseconds(), failure, toJSON(attempt), tasks.MaxAttemptsKept, keep.Milliseconds()},
+		sources(to, aWorker)...)
+	reply, err := s.runHeldBy(ctx, s.secure, finishCmd, held, s.clock(), args...)
 	if err != nil {
 		return err
 	}
 	switch {
 	case reply.word(0) == "finished":
+		s.hint(ctx, workChannel, "") // a slot is free
 		return nil
 	case reply.word(0) == "refused" && reply.word(1) == string(tasks.Cancelling):
 		return tasks.ErrCancelCameFirst
 	}
 	return reply.unexpected("finish import as " + string(to))
-}
-
-// finishSources are the states in which a worker may end an import. A Queued
-// import becomes Canceled too, but never by a worker, which holds no claim on it.
-func finishSources(to tasks.State) []any {
-	var args []any
-	for _, s := range tasks.Sources(to) {
-		if s != tasks.Queued {
-			args = append(args, string(s))
-		}
-	}
-	return args
 }
 
 // Release implements tasks.Claims.
@@ -170,7 +173,7 @@ func (s *Store) Release(ctx context.Context, held tasks.Held, pause time.Duratio
 	case tasks.OutcomeLeftovers:
 		setback, leftovers = 1, 1
 	}
-	args := append([]any{pause.Milliseconds(), setback, leftovers, toJSON(attempt), tasks.MaxAttemptsKept}, sources(tasks.Queued)...)
+	args := append([]any{pause.Milliseconds(), setback, leftovers, toJSON(attempt), tasks.MaxAttemptsKept}, sources(tasks.Queued, aWorker)...)
 	reply, err := s.runHeld(ctx, releaseCmd, held, args...)
 	if err != nil {
 		return err
@@ -184,12 +187,15 @@ func (s *Store) Release(ctx context.Context, held tasks.Held, pause time.Duratio
 
 // runHeld runs a script under a claim.
 func (s *Store) runHeld(ctx context.Context, script *redis.Script, held tasks.Held, args ...any) (answer, error) {
-	return s.runHeldAt(ctx, script, held, s.clock(), args...)
+	return s.runHeldBy(ctx, s.run, script, held, s.clock(), args...)
 }
 
-func (s *Store) runHeldAt(ctx context.Context, script *redis.Script, held tasks.Held, now string, args ...any) (answer, error) {
-	args = append([]any{string(held.ID), now, int64(held.Epoch)}, args...)
-	reply, err := s.run(ctx, script, taskKeys(keysOf(held.Tenant), held.ID), args...)
+// runner is run, or one of those that wait for replicas.
+type runner func(ctx context.Context, script *redis.Script, keys []string, args ...any) (answer, error)
+
+func (s *Store) runHeldBy(ctx context.Context, run runner, script *redis.Script, held tasks.Held, now string, args ...any) (answer, error) {
+	args = append([]any{string(held.ID), now, fmt.Sprintf("%d/%s", held.Epoch, held.Claim)}, args...)
+	reply, err := run(ctx, script, taskKeys(keysOf(held.Tenant), held.ID), args...)
 	if err != nil {
 		return nil, redisError("write import", err)
 	}

@@ -23,8 +23,13 @@ func TestEveryPairOfStates(t *testing.T) {
 	everywhere(t, func(t *testing.T, s *Store, clock *clock) {
 		ctx := context.WithoutCancel(t.Context())
 		try := map[tasks.State]func(spec *tasks.Spec, held tasks.Held) error{
-			tasks.Queued: func(_ *tasks.Spec, h tasks.Held) error {
-				return s.Release(ctx, h, 0, attemptOf(h, tasks.OutcomeDrained))
+			tasks.Queued: func(spec *tasks.Spec, h tasks.Held) error {
+				// No worker brings back what has failed.
+				err := s.Release(ctx, h, 0, attemptOf(h, tasks.OutcomeDrained))
+				if was := state(t, s, spec); was == tasks.Failed {
+					return s.Retry(ctx, scopeOf(spec), spec.ID, tasks.Limits{})
+				}
+				return err
 			},
 			tasks.Processing: func(spec *tasks.Spec, _ tasks.Held) error {
 				_, err := s.Claim(ctx, spec.Ref(), "w2", lease)
@@ -37,7 +42,7 @@ func TestEveryPairOfStates(t *testing.T) {
 				return s.Succeed(ctx, h, attemptOf(h, "succeeded"))
 			},
 			tasks.Failed: func(_ *tasks.Spec, h tasks.Held) error {
-				return s.Fail(ctx, h, tasks.Failure{Code: "x"}, attemptOf(h, "failed"))
+				return s.Fail(ctx, h, tasks.Failure{Code: "x"}, attemptOf(h, "failed"), 0)
 			},
 			tasks.Cancelling: func(spec *tasks.Spec, _ tasks.Held) error {
 				_, err := s.Cancel(ctx, scopeOf(spec), spec.ID)
@@ -205,7 +210,7 @@ func TestStaleEpochChangesNothing(t *testing.T) {
 			wantErr(t, when+" BeginPublish", s.BeginPublish(ctx, old, &tasks.Result{}), tasks.ErrFenced)
 			wantErr(t, when+" Condemn", s.Condemn(ctx, old, tasks.Failure{Code: "x"}), tasks.ErrFenced)
 			wantErr(t, when+" Succeed", s.Succeed(ctx, old, attemptOf(old, "succeeded")), tasks.ErrFenced)
-			wantErr(t, when+" Fail", s.Fail(ctx, old, tasks.Failure{}, attemptOf(old, "failed")), tasks.ErrFenced)
+			wantErr(t, when+" Fail", s.Fail(ctx, old, tasks.Failure{}, attemptOf(old, "failed"), 0), tasks.ErrFenced)
 			wantErr(t, when+" Canceled", s.Canceled(ctx, old, attemptOf(old, "canceled")), tasks.ErrFenced)
 			wantErr(t, when+" Expire", s.Expire(ctx, old, attemptOf(old, tasks.OutcomeLost), 0, start.Add(time.Hour)), tasks.ErrFenced)
 			after, err := s.Get(ctx, scopeOf(spec), spec.ID)
@@ -269,7 +274,7 @@ func TestReassign(t *testing.T) {
 		if again.Task.ImageID != id || again.Checkpoint != nil {
 			t.Errorf("claimed with image %s and checkpoint %q", again.Task.ImageID, again.Checkpoint)
 		}
-		if err := s.Fail(ctx, again.Held, tasks.Failure{Code: "x"}, attemptOf(again.Held, "failed")); err != nil {
+		if err := s.Fail(ctx, again.Held, tasks.Failure{Code: "x"}, attemptOf(again.Held, "failed"), 0); err != nil {
 			t.Fatal(err)
 		}
 		create(t, s, late) // the failure has freed it
@@ -287,8 +292,8 @@ func TestBeat(t *testing.T) {
 		held := reach(t, s, spec, tasks.Processing)
 		clock.set(time.Second)
 		for _, percent := range []int{10, 42, 7, 100, -3} {
-			if st, err := s.Beat(ctx, held, tasks.Progress{Percent: percent, Stage: tasks.StageCopying, Counters: tasks.Counters{Disk: 1, DoneBytes: 5}}, lease); st != tasks.Processing || err != nil {
-				t.Fatalf("Beat: %s, %v", st, err)
+			if p, err := s.Beat(ctx, held, tasks.Progress{Percent: percent, Stage: tasks.StageCopying, Counters: tasks.Counters{Disk: 1, DoneBytes: 5}}, lease); p != (tasks.Pulse{State: tasks.Processing, Running: 1}) || err != nil {
+				t.Fatalf("Beat: %+v, %v", p, err)
 			}
 		}
 		task, err := s.Get(ctx, scopeOf(spec), spec.ID)
@@ -305,8 +310,8 @@ func TestBeat(t *testing.T) {
 		if _, err := s.Cancel(ctx, scopeOf(spec), spec.ID); err != nil {
 			t.Fatal(err)
 		}
-		if st, err := s.Beat(ctx, held, tasks.Progress{}, lease); st != tasks.Cancelling || err != nil {
-			t.Errorf("a beat brings back the cancel: %s, %v", st, err)
+		if p, err := s.Beat(ctx, held, tasks.Progress{}, lease); p.State != tasks.Cancelling || err != nil {
+			t.Errorf("a beat brings back the cancel: %+v, %v", p, err)
 		}
 	})
 }

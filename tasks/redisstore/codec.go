@@ -28,7 +28,8 @@ import (
 //	removed       1 when nothing of a deleted image is left
 //	state         tasks.State
 //	epoch         number of the last claim, 0 before the first
-//	claim         nonce of the last claim; tells a repeated command from a rival
+//	claim         nonce of the last claim; tells a repeated command from a rival, and from a
+//	              claim under the same epoch that a failover has lost
 //	claim_until   when the claim runs out, Unix ms; 0 if nobody holds it
 //	worker        name of the last claim's worker
 //	tickets       how often the import was dispatched
@@ -40,13 +41,18 @@ import (
 //	not_before_ms, updated_ms, started_ms, claimed_ms, finished_ms
 //	canceled_by   nonce of the accepted cancel
 //	checkpoint    bytes for the next attempt
+//	kept_until_ms of a failed import, until when its checkpoint is kept, with what it stands
+//	              for; 0 from when a worker began to remove that
+//	retried       how often it was made queued again after it had failed
+//	retried_by    nonce of the last time
+//	trace         copy out of spec, for tickets; missing if there is none
 //	verdict, failure, result (JSON)
 
 // readFields are what an Import is decoded from, in the order of decode.
 var readFields = []string{
 	"spec", "state", "epoch", "worker", "progress", "stage", "counters", "publishing", "setbacks", "crashes",
 	"not_before_ms", "updated_ms", "started_ms", "claimed_ms", "finished_ms", "verdict", "failure", "result", "furthest", "image",
-	"deleted_ms", "removed",
+	"deleted_ms", "removed", "kept_until_ms", "retried",
 }
 
 // decode makes an Import of the values of readFields. It returns nil for a
@@ -81,6 +87,8 @@ func decode(values []any) (*tasks.Task, error) {
 		FinishedAt: r.time("finished_ms"),
 		DeletedAt:  r.time("deleted_ms"),
 		Removed:    r.values["removed"] == "1",
+		KeptUntil:  r.time("kept_until_ms"),
+		Retried:    int(r.int("retried")),
 	}
 	r.json("spec", &task.Spec)
 	if _, id, ok := strings.Cut(r.values["image"], "/"); ok && task.Export == nil {

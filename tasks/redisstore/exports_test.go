@@ -116,7 +116,7 @@ func TestEndedExportReservesNothing(t *testing.T) {
 					err = s.Succeed(ctx, held, attemptOf(held, string(end)))
 				}
 			case tasks.Failed:
-				err = s.Fail(ctx, held, tasks.Failure{Code: "x", Message: "X."}, attemptOf(held, string(end)))
+				err = s.Fail(ctx, held, tasks.Failure{Code: "x", Message: "X."}, attemptOf(held, string(end)), 0)
 			case tasks.Canceled:
 				if _, err = s.Cancel(ctx, scopeOfExport(spec), spec.ID); err == nil {
 					err = s.Canceled(ctx, held, attemptOf(held, string(end)))

@@ -58,7 +58,7 @@ func TestQuotaOfImages(t *testing.T) {
 		if err := admit(elsewhere); err != nil {
 			t.Errorf("in another region: %v", err)
 		}
-		if err := s.Fail(ctx, held, tasks.Failure{Code: "x"}, attemptOf(held, "failed")); err != nil {
+		if err := s.Fail(ctx, held, tasks.Failure{Code: "x"}, attemptOf(held, "failed"), 0); err != nil {
 			t.Fatal(err)
 		}
 		three := newImage("a", "one")
@@ -157,8 +157,8 @@ func TestRemoval(t *testing.T) {
 			return claim(t, s, spec.Ref()).Held
 		}
 		first := take(clock.now())
-		if st, err := s.Beat(ctx, first, tasks.Progress{Percent: 1, Stage: tasks.StageCleaning}, lease); st != tasks.Succeeded || err != nil {
-			t.Errorf("Beat: %s, %v", st, err)
+		if p, err := s.Beat(ctx, first, tasks.Progress{Percent: 1, Stage: tasks.StageCleaning}, lease); p.State != tasks.Succeeded || err != nil {
+			t.Errorf("Beat: %+v, %v", p, err)
 		}
 		_, err := s.Claim(ctx, spec.Ref(), "w2", lease)
 		wantErr(t, "a second claim", err, tasks.ErrNotClaimable)

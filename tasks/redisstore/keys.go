@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/url"
 	"strings"
 
 	"vmimport/tasks"
@@ -20,9 +21,14 @@ const (
 	// leaderKey (STRING, expiring) holds the name of the leading dispatcher.
 	leaderKey = "vmimport:leader"
 
-	// Channels for hints. The payload of cancelChannel is an import id.
-	workChannel   = "vmimport:work"
-	cancelChannel = "vmimport:cancel"
+	// outlookKey (STRING) holds the last tasks.Outlook, as JSON.
+	outlookKey = "vmimport:outlook"
+
+	// Channels for hints. The payload of cancelChannel is an import id, that of
+	// changesChannel the key of the journal that has grown.
+	workChannel    = "vmimport:work"
+	cancelChannel  = "vmimport:cancel"
+	changesChannel = "vmimport:changes"
 )
 
 // tenantKeys makes the key names of one tenant. They share a hash tag, so that
@@ -71,8 +77,8 @@ func imagesList(list string) string { return list + ":images" }
 func (k tenantKeys) seq() string { return k.prefix + "seq" }
 
 // An unfinished import is in exactly one of these five (ZSET). The two for
-// clean-ups hold imports that were canceled, or whose image was deleted, and that no
-// worker has.
+// clean-ups hold imports that were canceled, or whose image was deleted, or of which
+// something is kept after they failed, and that no worker has.
 func (k tenantKeys) waiting() string           { return k.prefix + "waiting" }             // by when it is due
 func (k tenantKeys) dispatched() string        { return k.prefix + "dispatched" }          // by when it was given to the queue
 func (k tenantKeys) cleanups() string          { return k.prefix + "cleanups" }            // as waiting
@@ -81,6 +87,21 @@ func (k tenantKeys) running() string           { return k.prefix + "running" }  
 
 // ended (ZSET) holds finished imports by the time of their purge.
 func (k tenantKeys) ended() string { return k.prefix + "ended" }
+
+// kept (SET) holds failed imports of which something is kept. They have one of the five
+// places too.
+func (k tenantKeys) kept() string { return k.prefix + "kept" }
+
+// journal (STREAM) has every change of an import's state; journal.go says how.
+func (k tenantKeys) journal() string { return k.prefix + "journal" }
+
+// journalTenant returns the tenant whose journal has that key.
+func journalTenant(key string) (tasks.Tenant, bool) {
+	name, before := strings.CutPrefix(key, "vmimport:{")
+	name, after := strings.CutSuffix(name, "}:journal")
+	tenant, err := url.PathUnescape(name)
+	return tasks.Tenant(tenant), before && after && err == nil
+}
 
 // usage (HASH) counts what the quotas bound, in <region>/<dialect>/images and
 // <region>/<dialect>/disks.

@@ -86,7 +86,7 @@ func TestNamesImageIDsAndQuota(t *testing.T) {
 		}
 		create(t, s, newSpec("d2")) // another tenant is free to use the name
 
-		if err := s.Fail(ctx, held, tasks.Failure{Code: "x"}, attemptOf(held, "failed")); err != nil {
+		if err := s.Fail(ctx, held, tasks.Failure{Code: "x"}, attemptOf(held, "failed"), 0); err != nil {
 			t.Fatal(err)
 		}
 		other.UniqueName = true

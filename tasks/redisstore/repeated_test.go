@@ -3,6 +3,7 @@ package redisstore
 import (
 	"context"
 	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -99,12 +100,51 @@ func TestScriptsRunTwice(t *testing.T) {
 			}
 			usage("0", "0")
 		}
+		// One that keeps something, is retried, keeps it again, and has it removed.
+		failing := newImage("a", "web")
+		create(t, s, failing)
+		for n := range 2 {
+			held = claim(t, s, failing.Ref()).Held
+			if err := s.Fail(ctx, held, failure, attemptOf(held, "failed"), time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			usage("0", "0")
+			if n == 0 {
+				if err := s.Retry(ctx, scopeOf(failing), failing.ID, only); err != nil {
+					t.Fatal(err)
+				}
+				usage("1", "1")
+			}
+		}
+		clock.set(time.Minute)
+		held = claim(t, s, failing.Ref()).Held
+		if err := s.Removed(ctx, held, attemptOf(held, tasks.OutcomeRemoved)); err != nil {
+			t.Fatal(err)
+		}
+		usage("0", "0")
+		attempts(failing, 3)
+		if task := get(t, s, failing); task.Retried != 1 || task.Epoch != 3 {
+			t.Errorf("%+v", task)
+		}
 		waiting := newImage("a", "web")
 		create(t, s, waiting)
 		if st, err := s.Cancel(ctx, scopeOf(waiting), waiting.ID); st != tasks.Canceled || err != nil {
 			t.Errorf("Cancel: %s, %v", st, err)
 		}
 		usage("0", "0")
+		all := changes(t, s, "a")
+		for id, want := range map[tasks.ID][]tasks.State{
+			spec.ID:    {tasks.Queued, tasks.Processing, tasks.Queued, tasks.Processing, tasks.Succeeded},
+			failing.ID: {tasks.Queued, tasks.Processing, tasks.Failed, tasks.Queued, tasks.Processing, tasks.Failed},
+			waiting.ID: {tasks.Queued, tasks.Canceled},
+		} {
+			if got := path(all, id); !slices.Equal(got, want) {
+				t.Errorf("journal %v, want %v", got, want)
+			}
+		}
+		if want := 5 + 6 + 2 + 3 + 4; len(all) != want { // with the two that were reached
+			t.Errorf("%d changes, want %d: %+v", len(all), want, all)
+		}
 		if _, err := s.Purge(ctx, "a", 10, clock.set(keep+time.Hour)); err != nil {
 			t.Fatal(err)
 		}

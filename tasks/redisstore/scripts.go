@@ -16,6 +16,8 @@ import "github.com/redis/go-redis/v9"
 //	KEYS[9]  -> names               (HASH)
 //	KEYS[10] -> attempts            (LIST)
 //	KEYS[11] -> usage               (HASH)
+//	KEYS[12] -> journal             (STREAM)
+//	KEYS[13] -> kept                (SET)
 //
 // Their first arguments are
 //
@@ -30,6 +32,10 @@ import "github.com/redis/go-redis/v9"
 //
 // Every script may run twice, when a connection broke after the first run and
 // before its answer. Each says how it tells that case.
+
+// journalLength is how many changes a journal holds at least, once there were as many. Redis
+// drops older ones by the hundred.
+const journalLength = "10000"
 
 // luaLib is the beginning of those scripts.
 const luaLib = `
@@ -60,9 +66,24 @@ local function place(at, score)
   end
   if at > 0 then redis.call("ZADD", KEYS[at], stamp(score), id) end
 end
+-- move brings the import into another state, and into the journal. What the journal has of
+-- the record must be as it is in that state. rec needs state. All entries have the same
+-- fields, for then the stream stores their names once.
+local function move(to)
+  if rec.state == to then return end
+  redis.call("HSET", KEYS[1], "state", to)
+  rec.state = to
+  load("spec", "region", "project", "dialect", "progress", "epoch", "failure")
+  local ok, spec = pcall(cjson.decode, rec.spec)
+  redis.call("XADD", KEYS[12], "MAXLEN", "~", ` + journalLength + `, "*", "id", id, "region", rec.region,
+    "project", rec.project, "api", rec.dialect, "name", ok and spec.name or "", "state", to, "progress", rec.progress,
+    "epoch", rec.epoch, "at_ms", stamp(now), "failure", to == "failed" and rec.failure or "")
+  redis.call("PUBLISH", "` + changesChannel + `", KEYS[12])
+end
 -- clearing tells whether all that is left to do is to remove what there is. rec needs
--- state, deleted_by and removed.
+-- state, deleted_by, removed and kept_until_ms.
 local function clearing()
+  if rec.state == "failed" and rec.kept_until_ms and tonumber(rec.kept_until_ms) <= now then return true end
   return rec.state == "cancelling" or (rec.deleted_by and not rec.removed)
 end
 -- enter moves the import to the lists of a phase, and takes note of it.
@@ -89,20 +110,28 @@ local function count(by)
   redis.call("HINCRBY", KEYS[11], rec.usage .. "/disks", by * rec.disks)
 end
 -- giveback ends the claim, if there is one, and lets the import wait until due.
-local function giveback(state, due)
-  rec.state = state
-  redis.call("HSET", KEYS[1], "state", state, "stage", "waiting", "claim_until", 0, "publishing", 0,
+local function giveback(to, due)
+  move(to)
+  redis.call("HSET", KEYS[1], "stage", "waiting", "claim_until", 0, "publishing", 0,
     "not_before_ms", stamp(due), "updated_ms", stamp(now))
   redis.call("HDEL", KEYS[1], "counters")
   if clearing() then place(4, due) else place(2, due) end
 end
 -- finish moves the import to a final state, whose phase has the same name. A record that
--- stands for an image stays. rec needs image and name.
-local function finish(to, retention)
-  redis.call("HSET", KEYS[1], "state", to, "stage", "done", "finished_ms", stamp(now), "updated_ms", stamp(now),
+-- stands for an image stays. With keep, what the checkpoint stands for is left, and its
+-- clean-up is due after that. rec needs state, image and name.
+local function finish(to, retention, keep)
+  move(to)
+  redis.call("HSET", KEYS[1], "stage", "done", "finished_ms", stamp(now), "updated_ms", stamp(now),
     "claim_until", 0, "publishing", 0)
-  redis.call("HDEL", KEYS[1], "checkpoint")
-  place(0)
+  if keep > 0 then
+    redis.call("HSET", KEYS[1], "kept_until_ms", stamp(now + keep))
+    redis.call("SADD", KEYS[13], id)
+    place(4, now + keep)
+  else
+    redis.call("HDEL", KEYS[1], "checkpoint")
+    place(0)
+  end
   enter(to)
   if redis.call("HGET", KEYS[8], rec.image) == id then redis.call("HDEL", KEYS[8], rec.image) end
   load("kind")
@@ -116,6 +145,12 @@ local function finish(to, retention)
     redis.call("ZADD", KEYS[7], stamp(now + retention), id)
   end
 end
+-- hidden tells whether the import is none of those that ARGV[3...6] select: region, project
+-- and api, either of them "" for any, and kind. rec needs state and what they are compared with.
+local function hidden()
+  return not rec.state or rec.region ~= ARGV[3] or (ARGV[4] ~= "" and rec.project ~= ARGV[4])
+    or (ARGV[5] ~= "" and rec.dialect ~= ARGV[5]) or (rec.kind or "import") ~= ARGV[6]
+end
 -- remember keeps an ended attempt.
 local function remember(attempt, keep)
   redis.call("RPUSH", KEYS[10], attempt)
@@ -125,24 +160,54 @@ end
 
 // luaHeld follows luaLib in scripts that a worker runs under its claim.
 //
-// ARGV[3] -> epoch that the caller holds
+// ARGV[3] -> epoch that the caller holds, a slash, and the nonce of its claim or nothing
 //
-// It returns {"fenced"} out of the script if there is a later claim or no
+// It returns {"fenced"} out of the script if there is another claim or no
 // record. held then tells whether the claim still stands: it may have been given
 // back, by its worker or by the dispatcher, and not been claimed anew.
 const luaHeld = `
-load("state", "epoch", "claim_until", "publishing", "image", "name", "deleted_by", "removed")
-if not rec.state or rec.epoch ~= ARGV[3] then return {"fenced"} end
+load("state", "epoch", "claim", "claim_until", "publishing", "image", "name", "deleted_by", "removed", "kept_until_ms")
+local epoch, claim = string.match(ARGV[3], "^(%d+)/(.*)$")
+if not rec.state or rec.epoch ~= epoch or (claim ~= "" and rec.claim ~= claim) then return {"fenced"} end
 local held = rec.claim_until ~= "0"
+`
+
+// luaRules follows luaLib in scripts that queue an import which was not unfinished.
+const luaRules = `
+-- broken names the rule across the tenant's imports that one more would break, if there is one.
+-- usage and disks are as in its record, both nil for one that stands for no image. Any bound
+-- may be 0 for none.
+local function broken(image, name, usage, disks, most, most_images, most_disks)
+  if name ~= "" and redis.call("HEXISTS", KEYS[9], name) == 1 then return "name_in_use" end
+  if redis.call("HEXISTS", KEYS[8], image) == 1 then return "image_in_use" end
+  if tonumber(most) > 0 then
+    -- What was kept of failed ones has a place, and yet is finished.
+    local open = -redis.call("SCARD", KEYS[13])
+    for i = 2, 6 do open = open + redis.call("ZCARD", KEYS[i]) end
+    if open >= tonumber(most) then return "too_many" end
+  end
+  if not usage then return nil end
+  local function exceeds(what, by, limit)
+    local has = tonumber(redis.call("HGET", KEYS[11], usage .. "/" .. what) or 0)
+    return tonumber(limit) > 0 and has + by > tonumber(limit)
+  end
+  if exceeds("images", 1, most_images) then return "too_many_images" end
+  if exceeds("disks", disks, most_disks) then return "too_many_disks" end
+end
+-- reserve takes image id and name.
+local function reserve(image, name)
+  redis.call("HSET", KEYS[8], image, id)
+  if name ~= "" then redis.call("HSET", KEYS[9], name, id) end
+end
 `
 
 // createCmd makes a queued import.
 //
-// KEYS[1...11] as above
-// KEYS[12] -> list                (ZSET)
-// KEYS[13] -> list of the project (ZSET)
-// KEYS[14] -> seq                 (STRING)
-// KEYS[15] -> client token        (HASH)
+// KEYS[1...13] as above
+// KEYS[14] -> list                (ZSET)
+// KEYS[15] -> list of the project (ZSET)
+// KEYS[16] -> seq                 (STRING)
+// KEYS[17] -> client token        (HASH)
 // --
 // ARGV[3]  -> spec, JSON
 // ARGV[4]  -> region
@@ -158,6 +223,7 @@ local held = rec.claim_until ~= "0"
 // ARGV[14] -> most disks of images, 0 for no bound
 // ARGV[15] -> 1 to make nothing and only answer, else 0
 // ARGV[16] -> kind
+// ARGV[17] -> trace, or ""
 //
 // Returns
 //
@@ -169,51 +235,37 @@ local held = rec.claim_until ~= "0"
 //	{"image_in_use"}
 //
 // A second run finds its own spec under the id and answers as the first.
-var createCmd = redis.NewScript(luaLib + `
+var createCmd = redis.NewScript(luaLib + luaRules + `
 if redis.call("HGET", KEYS[1], "spec") == ARGV[3] then return {"created"} end
 if ARGV[8] ~= "" then
-  local t = redis.call("HMGET", KEYS[15], "id", "fingerprint")
+  local t = redis.call("HMGET", KEYS[17], "id", "fingerprint")
   if t[1] then
     if t[2] == ARGV[8] then return {"repeated", t[1]} end
     return {"token_mismatch"}
   end
 end
-if ARGV[7] ~= "" and redis.call("HEXISTS", KEYS[9], ARGV[7]) == 1 then return {"name_in_use"} end
-if redis.call("HEXISTS", KEYS[8], ARGV[6]) == 1 then return {"image_in_use"} end
-local most = tonumber(ARGV[10])
-if most > 0 then
-  local open = 0
-  for i = 2, 6 do open = open + redis.call("ZCARD", KEYS[i]) end
-  if open >= most then return {"too_many"} end
-end
-local disks = tonumber(ARGV[12])
-local usage = ARGV[4] .. "/" .. ARGV[11]
-if disks > 0 then
-  local function exceeds(what, by, limit)
-    local has = tonumber(redis.call("HGET", KEYS[11], usage .. "/" .. what) or 0)
-    return limit > 0 and has + by > limit
-  end
-  if exceeds("images", 1, tonumber(ARGV[13])) then return {"too_many_images"} end
-  if exceeds("disks", disks, tonumber(ARGV[14])) then return {"too_many_disks"} end
-end
+local disks, usage = tonumber(ARGV[12]), nil
+if disks > 0 then usage = ARGV[4] .. "/" .. ARGV[11] end
+local rule = broken(ARGV[6], ARGV[7], usage, disks, ARGV[10], ARGV[13], ARGV[14])
+if rule then return {rule} end
 if ARGV[15] == "1" then return {"created"} end
 
-redis.call("HSET", KEYS[8], ARGV[6], id)
-if ARGV[7] ~= "" then redis.call("HSET", KEYS[9], ARGV[7], id) end
+reserve(ARGV[6], ARGV[7])
 if ARGV[8] ~= "" then
-  redis.call("HSET", KEYS[15], "id", id, "fingerprint", ARGV[8])
-  redis.call("PEXPIRE", KEYS[15], ARGV[9])
+  redis.call("HSET", KEYS[17], "id", id, "fingerprint", ARGV[8])
+  redis.call("PEXPIRE", KEYS[17], ARGV[9])
 end
 redis.call("HSET", KEYS[1], "spec", ARGV[3], "region", ARGV[4], "project", ARGV[5], "dialect", ARGV[11], "kind", ARGV[16],
   "image", ARGV[6], "name", ARGV[7], "epoch", 0, "tickets", 0, "progress", 0,
   "setbacks", 0, "crashes", 0, "furthest", 0)
+if ARGV[17] ~= "" then redis.call("HSET", KEYS[1], "trace", ARGV[17]) end
 giveback("queued", now)
-local n = redis.call("INCR", KEYS[14])
-redis.call("ZADD", KEYS[12], n, id)
-redis.call("ZADD", KEYS[13], n, id)
-if disks > 0 then
-  redis.call("ZADD", KEYS[12] .. ":images", n, id)
-  redis.call("HSET", KEYS[1], "list", KEYS[12], "seq", n, "usage", usage, "disks", disks)
+local n = redis.call("INCR", KEYS[16])
+redis.call("ZADD", KEYS[14], n, id)
+redis.call("ZADD", KEYS[15], n, id)
+if usage then
+  redis.call("ZADD", KEYS[14] .. ":images", n, id)
+  redis.call("HSET", KEYS[1], "list", KEYS[14], "seq", n, "usage", usage, "disks", disks)
   enter("waiting")
   count(1)
 end
@@ -225,9 +277,9 @@ return {"created"}
 // ARGV[3] -> region that the record must be in
 // ARGV[4] -> project that it must be of, or "" for any
 // ARGV[5] -> api that it must have come in through, or "" for any
-// ARGV[6] -> retention of the record, ms
+// ARGV[6] -> kind that it must be of
 // ARGV[7] -> nonce of this request
-// ARGV[8] -> kind that it must be of
+// ARGV[8] -> retention of the record, ms
 // ARGV[9...] -> states that may become cancelling
 //
 // Returns
@@ -240,16 +292,14 @@ return {"created"}
 // A second run finds its own nonce and answers as the first.
 var cancelCmd = redis.NewScript(luaLib + `
 load("state", "epoch", "publishing", "region", "project", "dialect", "kind", "image", "name", "canceled_by")
-if not rec.state or rec.region ~= ARGV[3] or (rec.kind or "import") ~= ARGV[8] then return {"missing"} end
-if ARGV[4] ~= "" and rec.project ~= ARGV[4] then return {"missing"} end
-if ARGV[5] ~= "" and rec.dialect ~= ARGV[5] then return {"missing"} end
+if hidden() then return {"missing"} end
 if rec.canceled_by == ARGV[7] then return {"accepted", rec.state} end
 if rec.canceled_by then return {"requested"} end
 if rec.publishing == "1" or not among(rec.state, 9) then return {"finished"} end
 
 redis.call("HSET", KEYS[1], "canceled_by", ARGV[7])
 if rec.state == "queued" and rec.epoch == "0" then
-  finish("canceled", tonumber(ARGV[6]))
+  finish("canceled", tonumber(ARGV[8]), 0)
   return {"accepted", "canceled"}
 end
 if rec.state == "queued" then
@@ -257,192 +307,8 @@ if rec.state == "queued" then
   -- gets another, which does not wait behind imports.
   giveback("cancelling", now)
 else
-  redis.call("HSET", KEYS[1], "state", "cancelling", "updated_ms", stamp(now))
+  move("cancelling")
+  redis.call("HSET", KEYS[1], "updated_ms", stamp(now))
 end
 return {"accepted", "cancelling"}
-`)
-
-// claimCmd gives the import to a worker under a new epoch.
-//
-// ARGV[3] -> nonce of this claim
-// ARGV[4] -> worker
-// ARGV[5] -> lease, ms
-// ARGV[6...] -> states that may become processing
-//
-// Returns
-//
-//	{"claimed", epoch}
-//	{"refused"} another state, not due, or held by another worker
-//
-// A second run finds its own nonce and answers as the first.
-var claimCmd = redis.NewScript(luaLib + `
-load("state", "epoch", "claim", "claim_until", "not_before_ms", "started_ms", "deleted_by", "removed")
-if not rec.state then return {"refused"} end
-if rec.claim_until ~= "0" then
-  if rec.claim == ARGV[3] then return {"claimed", tonumber(rec.epoch)} end
-  return {"refused"}
-end
-if among(rec.state, 6) then
-  -- A ticket of an earlier turn must not cut a pause short.
-  if tonumber(rec.not_before_ms) > now then return {"refused"} end
-  redis.call("HSET", KEYS[1], "state", "processing", "stage", "inspecting")
-  enter("working")
-elseif clearing() then
-  redis.call("HSET", KEYS[1], "stage", "cleaning")
-else
-  return {"refused"}
-end
-local epoch = redis.call("HINCRBY", KEYS[1], "epoch", 1)
-local till = now + tonumber(ARGV[5])
-redis.call("HSET", KEYS[1], "claim", ARGV[3], "worker", ARGV[4], "claimed_ms", stamp(now),
-  "claim_until", stamp(till), "updated_ms", stamp(now))
-if not rec.started_ms then redis.call("HSET", KEYS[1], "started_ms", stamp(now)) end
-place(6, till)
-return {"claimed", epoch}
-`)
-
-// beatCmd extends a claim and stores the worker's figures.
-//
-// ARGV[4] -> lease, ms
-// ARGV[5] -> percent
-// ARGV[6] -> stage
-// ARGV[7] -> counters, JSON
-//
-// Returns {"held", state} or {"fenced"}. Running twice does no harm.
-var beatCmd = redis.NewScript(luaLib + luaHeld + `
-if not held then return {"fenced"} end
-load("progress")
-local percent = math.max(tonumber(rec.progress), tonumber(ARGV[5]))
-local till = now + tonumber(ARGV[4])
-redis.call("HSET", KEYS[1], "claim_until", stamp(till), "updated_ms", stamp(now),
-  "progress", percent, "stage", ARGV[6], "counters", ARGV[7])
-place(6, till)
-return {"held", rec.state}
-`)
-
-// checkpointCmd stores where the next attempt may go on.
-//
-// ARGV[4] -> checkpoint, or "" to remove it
-// ARGV[5] -> bytes of the whole import that it stands for
-//
-// Returns {"held"} or {"fenced"}. Running twice does no harm.
-var checkpointCmd = redis.NewScript(luaLib + luaHeld + `
-if not held then return {"fenced"} end
-if ARGV[4] == "" then
-  redis.call("HDEL", KEYS[1], "checkpoint")
-  return {"held"}
-end
-redis.call("HSET", KEYS[1], "checkpoint", ARGV[4])
-load("furthest")
-if tonumber(ARGV[5]) > tonumber(rec.furthest) then
-  redis.call("HSET", KEYS[1], "furthest", ARGV[5], "crashes", 0, "setbacks", 0)
-end
-return {"held"}
-`)
-
-// reassignCmd gives the import another image id.
-//
-// ARGV[4] -> image id
-// ARGV[5] -> state in which it may get one
-//
-// Returns {"held"}, {"image_in_use"}, {"canceled"} or {"fenced"}. A second run finds
-// the id in place.
-var reassignCmd = redis.NewScript(luaLib + luaHeld + `
-if not held then return {"fenced"} end
-if rec.state ~= ARGV[5] then return {"canceled"} end
-load("region")
-local image = rec.region .. "/" .. ARGV[4]
-if rec.image == image then return {"held"} end
-if redis.call("HEXISTS", KEYS[8], image) == 1 then return {"image_in_use"} end
-redis.call("HSET", KEYS[8], image, id)
-if redis.call("HGET", KEYS[8], rec.image) == id then redis.call("HDEL", KEYS[8], rec.image) end
-redis.call("HSET", KEYS[1], "image", image, "updated_ms", stamp(now))
-redis.call("HDEL", KEYS[1], "checkpoint")
-return {"held"}
-`)
-
-// publishCmd excludes a cancel from now on.
-//
-// ARGV[4] -> result, JSON
-// ARGV[5...] -> states that may become succeeded
-//
-// Returns {"held"}, {"canceled"} or {"fenced"}. Running twice does no harm.
-var publishCmd = redis.NewScript(luaLib + luaHeld + `
-if not held then return {"fenced"} end
-if not among(rec.state, 5) then return {"canceled"} end
-redis.call("HSET", KEYS[1], "publishing", 1, "result", ARGV[4], "stage", "publishing", "updated_ms", stamp(now))
-return {"held"}
-`)
-
-// condemnCmd excludes a success from now on.
-//
-// ARGV[4] -> verdict, JSON
-// ARGV[5...] -> states that may become failed
-//
-// Returns {"held"}, {"canceled"} or {"fenced"}. Running twice does no harm.
-var condemnCmd = redis.NewScript(luaLib + luaHeld + `
-if not held then return {"fenced"} end
-if not among(rec.state, 5) then return {"canceled"} end
-redis.call("HSET", KEYS[1], "verdict", ARGV[4], "updated_ms", stamp(now))
-return {"held"}
-`)
-
-// finishCmd ends the import.
-//
-// ARGV[4] -> final state
-// ARGV[5] -> retention of the record, ms
-// ARGV[6] -> failure, JSON, or ""
-// ARGV[7] -> attempt, JSON
-// ARGV[8] -> attempts to keep
-// ARGV[9...] -> states that may become the final one
-//
-// Returns
-//
-//	{"finished"}
-//	{"refused", state} the table does not allow the move, or a success was not
-//	                   preceded by publishCmd
-//	{"fenced"}
-//
-// A second run finds the state reached under its own epoch.
-var finishCmd = redis.NewScript(luaLib + luaHeld + `
-local to = ARGV[4]
-if rec.state == to then return {"finished"} end
-if not held then return {"fenced"} end
-if not among(rec.state, 9) then return {"refused", rec.state} end
-if to == "succeeded" then
-  if rec.publishing ~= "1" then return {"refused", rec.state} end
-  redis.call("HSET", KEYS[1], "progress", 100)
-else
-  redis.call("HDEL", KEYS[1], "result")
-end
-if ARGV[6] ~= "" then redis.call("HSET", KEYS[1], "failure", ARGV[6]) end
-remember(ARGV[7], ARGV[8])
-finish(to, tonumber(ARGV[5]))
-return {"finished"}
-`)
-
-// releaseCmd gives a claim back.
-//
-// ARGV[4] -> pause, ms
-// ARGV[5] -> 1 to count a setback, else 0
-// ARGV[6] -> 1 if only leftovers are still to be removed, else 0
-// ARGV[7] -> attempt, JSON
-// ARGV[8] -> attempts to keep
-// ARGV[9...] -> states that may become queued
-//
-// Returns {"released"}, {"fenced"}, or {"canceled"} if the caller does not know
-// yet that the import is cancelling. A second run finds the claim given back.
-var releaseCmd = redis.NewScript(luaLib + luaHeld + `
-if not held then return {"released"} end
-if among(rec.state, 9) then
-  rec.state = "queued"
-elseif not clearing() then
-  return {"fenced"}
-elseif ARGV[6] ~= "1" then
-  return {"canceled"}
-end
-redis.call("HINCRBY", KEYS[1], "setbacks", ARGV[5])
-giveback(rec.state, now + tonumber(ARGV[4]))
-remember(ARGV[7], ARGV[8])
-return {"released"}
 `)

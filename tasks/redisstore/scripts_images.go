@@ -21,7 +21,7 @@ import "github.com/redis/go-redis/v9"
 //
 // A second run finds its own nonce and answers as the first.
 var deleteImageCmd = redis.NewScript(luaLib + `
-load("state", "region", "project", "dialect", "list", "phase", "name", "deleted_by", "removed")
+load("state", "region", "project", "dialect", "list", "phase", "name", "deleted_by", "removed", "claim_until", "kept_until_ms")
 if not rec.list or rec.region ~= ARGV[3] then return {"missing"} end
 if ARGV[4] ~= "" and rec.project ~= ARGV[4] then return {"missing"} end
 if ARGV[5] ~= "" and rec.dialect ~= ARGV[5] then return {"missing"} end
@@ -35,26 +35,34 @@ if rec.state == "succeeded" then
   unname()
   count(-1)
   place(4, now)
+elseif rec.kept_until_ms then
+  -- Nobody will retry it, so that what was kept is removed now. A worker may be at it.
+  if rec.claim_until == "0" then place(4, now) end
 else
   redis.call("HSET", KEYS[1], "removed", 1) -- nothing of it was left
 end
 return {"accepted"}
 `)
 
-// removedCmd ends the removal of a deleted image.
+// removedCmd ends the removal of a deleted image, or of what was kept of a failed import.
 //
 // ARGV[4] -> retention of the record, ms
 // ARGV[5] -> attempt, JSON
 // ARGV[6] -> attempts to keep
 //
-// Returns {"removed"} or {"fenced"}. A second run finds it removed.
+// Returns {"removed"} or {"fenced"}. A second run finds it removed, under the same epoch.
 var removedCmd = redis.NewScript(luaLib + luaHeld + `
-if rec.removed then return {"removed"} end
-if not held or not rec.deleted_by then return {"fenced"} end
-redis.call("HSET", KEYS[1], "removed", 1, "stage", "done", "updated_ms", stamp(now), "claim_until", 0)
+if rec.removed or (rec.state == "failed" and not rec.kept_until_ms) then return {"removed"} end
+if not held or not (rec.deleted_by or rec.kept_until_ms) then return {"fenced"} end
+redis.call("HSET", KEYS[1], "stage", "done", "updated_ms", stamp(now), "claim_until", 0)
+if rec.deleted_by then redis.call("HSET", KEYS[1], "removed", 1) end
+redis.call("HDEL", KEYS[1], "kept_until_ms", "checkpoint")
+redis.call("SREM", KEYS[13], id)
 remember(ARGV[5], ARGV[6])
 place(0)
-redis.call("ZADD", KEYS[7], stamp(now + tonumber(ARGV[4])), id)
+if rec.state ~= "failed" then -- which has had its time of purge since it failed
+  redis.call("ZADD", KEYS[7], stamp(now + tonumber(ARGV[4])), id)
+end
 return {"removed"}
 `)
 

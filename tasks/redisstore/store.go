@@ -3,7 +3,7 @@
 // Each rule about a record is one Lua script, so that it holds whoever races:
 // scripts.go and its like say what each does and answers, keys.go which keys there are,
 // codec.go what is in a record. Store implements tasks.Records, tasks.Claims,
-// tasks.Backlog and tasks.Signals.
+// tasks.Backlog, tasks.Signals and tasks.Journal.
 //
 // A record is as durable as Redis makes it. For the promise that an accepted
 // import is never lost, Redis must run with appendonly yes, appendfsync always
@@ -30,6 +30,7 @@ var (
 	_ tasks.Claims  = (*Store)(nil)
 	_ tasks.Backlog = (*Store)(nil)
 	_ tasks.Signals = (*Store)(nil)
+	_ tasks.Journal = (*Store)(nil)
 )
 
 // Store keeps records in one Redis server, Sentinel group or Cluster. It is
@@ -43,6 +44,8 @@ type Store struct {
 type Options struct {
 	// Retention is how long records of finished imports are kept.
 	Retention time.Duration
+	// Replicas is how many replicas must have what a customer is promised before the answer.
+	Replicas int
 	// Now takes the place of Redis's clock, for tests.
 	Now func() time.Time
 }
@@ -74,9 +77,11 @@ func (s *Store) Create(ctx context.Context, spec *tasks.Spec, limits tasks.Limit
 		return nil, false, err
 	}
 	if task, err := s.create(ctx, spec, limits, false); task != nil || err != nil {
+		s.abandon(ctx, spec, err)
 		return task, false, err
 	}
 	if err := s.announce(ctx, spec.Owner.Tenant); err != nil {
+		s.abandon(ctx, spec, err)
 		return nil, false, err
 	}
 	s.hint(ctx, workChannel, "")
@@ -101,9 +106,13 @@ func (s *Store) create(ctx context.Context, spec *tasks.Spec, limits tasks.Limit
 	through := api(spec.Dialect, spec.Kind())
 	keys := append(taskKeys(k, spec.ID), k.list(spec.Region, through),
 		k.listOf(spec.Region, through, spec.Owner.Project), k.seq(), k.token(spec.Region, spec.ClientToken))
-	reply, err := s.run(ctx, createCmd, keys, string(spec.ID), s.clock(), toJSON(spec), spec.Region, spec.Owner.Project,
+	run := s.keep
+	if dry && spec.ClientToken == "" { // else the answer may be a task, and so a promise
+		run = s.run
+	}
+	reply, err := run(ctx, createCmd, keys, string(spec.ID), s.clock(), toJSON(spec), spec.Region, spec.Owner.Project,
 		image, name, fingerprint(spec), max(s.opt.Retention, minTokenLife).Milliseconds(), limits.Unfinished,
-		through, disks, limits.Images, limits.Disks, flag(dry), string(spec.Kind()))
+		through, disks, limits.Images, limits.Disks, flag(dry), string(spec.Kind()), spec.Trace)
 	if err != nil {
 		return nil, redisError("create import", err)
 	}
@@ -113,19 +122,22 @@ func (s *Store) create(ctx context.Context, spec *tasks.Spec, limits tasks.Limit
 	case "repeated":
 		return s.Get(ctx, tasks.Scope{Region: spec.Region, Tenant: spec.Owner.Tenant, Kind: spec.Kind()}, tasks.ID(reply.word(1)))
 	}
-	if spec.Export != nil {
-		if err, ok := exportErrors[reply.word(0)]; ok {
-			return nil, err
-		}
-	}
-	if err, ok := createErrors[reply.word(0)]; ok {
+	if err := ruleError(spec.Kind(), reply.word(0)); err != nil {
 		return nil, err
 	}
 	return nil, reply.unexpected("create import")
 }
 
-// createErrors are those that createCmd answers with.
-var createErrors = map[string]error{
+// ruleError returns the error for the word that a script has for a broken rule, nil for any
+// other word.
+func ruleError(kind tasks.Kind, word string) error {
+	if err, ok := exportErrors[word]; ok && kind == tasks.KindExport {
+		return err
+	}
+	return ruleErrors[word]
+}
+
+var ruleErrors = map[string]error{
 	"token_mismatch":  tasks.ErrTokenMismatch,
 	"too_many":        tasks.ErrTooManyImports,
 	"too_many_images": tasks.ErrTooManyImages,
@@ -151,7 +163,7 @@ func fingerprint(spec *tasks.Spec) string {
 
 // announce has the dispatcher look at a tenant.
 func (s *Store) announce(ctx context.Context, tenant tasks.Tenant) error {
-	if err := announceCmd.Run(ctx, s.rdb, []string{tenantsKey}, string(tenant), s.clock()).Err(); err != nil {
+	if err := s.runKept(ctx, announceCmd, []string{tenantsKey}, string(tenant), s.clock()).Err(); err != nil {
 		return redisError("announce tenant", err)
 	}
 	return nil
@@ -253,9 +265,9 @@ func (s *Store) Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tas
 	if scope.Tenant == "" || id == "" || len(id) > maxID {
 		return "", tasks.ErrUnknown
 	}
-	args := append([]any{string(id), s.clock(), scope.Region, scope.Project, api(scope.Dialect, scope.Kind), s.opt.Retention.Milliseconds(), uuid.NewString(),
-		string(cmp.Or(scope.Kind, tasks.KindImport))}, sources(tasks.Cancelling)...)
-	reply, err := s.run(ctx, cancelCmd, taskKeys(keysOf(scope.Tenant), id), args...)
+	args := append(selecting(scope, id, s.clock()), uuid.NewString(), s.opt.Retention.Milliseconds())
+	args = append(args, sources(tasks.Cancelling, anybody)...)
+	reply, err := s.keep(ctx, cancelCmd, taskKeys(keysOf(scope.Tenant), id), args...)
 	if err != nil {
 		return "", redisError("cancel import", err)
 	}
@@ -286,7 +298,7 @@ func (s *Store) DeleteImage(ctx context.Context, scope tasks.Scope, id tasks.ID)
 	if err := s.announce(ctx, scope.Tenant); err != nil {
 		return err
 	}
-	reply, err := s.run(ctx, deleteImageCmd, taskKeys(keysOf(scope.Tenant), id),
+	reply, err := s.keep(ctx, deleteImageCmd, taskKeys(keysOf(scope.Tenant), id),
 		string(id), s.clock(), scope.Region, scope.Project, scope.Dialect, uuid.NewString())
 	if err != nil {
 		return redisError("delete image", err)
@@ -310,19 +322,29 @@ func (s *Store) DeleteImage(ctx context.Context, scope tasks.Scope, id tasks.ID)
 
 // Listen implements tasks.Signals.
 func (s *Store) Listen(ctx context.Context, onWork func(), onCancel func(tasks.ID)) error {
-	sub := s.rdb.Subscribe(ctx, workChannel, cancelChannel)
+	return s.subscribe(ctx, func(m *redis.Message) {
+		if m.Channel == workChannel {
+			onWork()
+		} else {
+			onCancel(tasks.ID(m.Payload))
+		}
+	}, workChannel, cancelChannel)
+}
+
+// subscribe calls on for each message of the channels, until ctx ends.
+func (s *Store) subscribe(ctx context.Context, on func(*redis.Message), channels ...string) error {
+	sub := s.rdb.Subscribe(ctx, channels...)
 	defer sub.Close()
 	ch := sub.Channel()
 	for {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		case m := <-ch: // which is connected again by itself
-			if m.Channel == workChannel {
-				onWork()
-			} else {
-				onCancel(tasks.ID(m.Payload))
+		case m, ok := <-ch: // which is connected again by itself
+			if !ok {
+				return redis.ErrClosed
 			}
+			on(m)
 		}
 	}
 }
@@ -336,17 +358,32 @@ func (s *Store) hint(ctx context.Context, channel, payload string) {
 // taskKeys returns the keys that scripts about one task share.
 func taskKeys(k tenantKeys, id tasks.ID) []string {
 	return []string{k.record(id), k.waiting(), k.dispatched(), k.cleanups(), k.dispatchedCleanup(), k.running(),
-		k.ended(), k.images(), k.names(), k.attempts(id), k.usage()}
+		k.ended(), k.images(), k.names(), k.attempts(id), k.usage(), k.journal(), k.kept()}
 }
 
-// sources returns the table's source states of a move, as script arguments.
-func sources(to tasks.State) []any {
+// selecting returns the first arguments of a script that finds an import only within a scope.
+func selecting(scope tasks.Scope, id tasks.ID, now string) []any {
+	return []any{string(id), now, scope.Region, scope.Project, api(scope.Dialect, scope.Kind), string(cmp.Or(scope.Kind, tasks.KindImport))}
+}
+
+// sources returns the table's source states of a move as script arguments, those of them from
+// which the caller may make it.
+func sources(to tasks.State, may func(tasks.State) bool) []any {
 	var args []any
 	for _, s := range tasks.Sources(to) {
-		args = append(args, string(s))
+		if may(s) {
+			args = append(args, string(s))
+		}
 	}
 	return args
 }
+
+// anybody may make a move from any state.
+func anybody(tasks.State) bool { return true }
+
+// aWorker makes moves under a claim alone. No claim on a Queued import stands, and one on a
+// Failed import is for the clean-up of what was kept.
+func aWorker(s tasks.State) bool { return s != tasks.Queued && !s.Final() }
 
 // answer is what a script returned.
 type answer []any
@@ -382,6 +419,9 @@ func (a answer) unexpected(op string) error {
 func redisError(op string, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return fmt.Errorf("%s: %w", op, err)
+	}
+	if errors.Is(err, errNotReplicated) {
+		return errNotReplicated
 	}
 	return fault.Wrap(fmt.Errorf("%s: %w", op, err), fault.Unavailable, "store_unavailable", "The record store is not available.")
 }

@@ -58,6 +58,16 @@ func (c *clock) set(after time.Duration) time.Time {
 	return t
 }
 
+// advance moves it on, whoever else does.
+func (c *clock) advance(by time.Duration) {
+	for {
+		was := c.Load()
+		if c.CompareAndSwap(was, new(was.Add(by))) {
+			return
+		}
+	}
+}
+
 func newSpec(tenant tasks.Tenant) *tasks.Spec {
 	return &tasks.Spec{
 		ID:      tasks.ID(uuid.NewString()),
@@ -122,7 +132,7 @@ func reach(t *testing.T, s *Store, spec *tasks.Spec, to tasks.State) tasks.Held 
 			err = s.Succeed(ctx, held, attemptOf(held, "succeeded"))
 		}
 	case tasks.Failed:
-		err = s.Fail(ctx, held, tasks.Failure{Code: "x", Message: "X."}, attemptOf(held, "failed"))
+		err = s.Fail(ctx, held, tasks.Failure{Code: "x", Message: "X."}, attemptOf(held, "failed"), 0)
 	case tasks.Cancelling, tasks.Canceled:
 		if _, err = s.Cancel(ctx, scopeOf(spec), spec.ID); err == nil && to == tasks.Canceled {
 			err = s.Canceled(ctx, held, attemptOf(held, "canceled"))
