@@ -38,7 +38,7 @@ type Stats struct {
 // Options say how to fetch. All but Pool may be left zero.
 type Options struct {
 	// Pool is where the buffers come from. Its chunk size is the length of a
-	// range request.
+	// range request, if Throttle asks for no shorter ones.
 	Pool *Pool
 
 	// Parallel is the most range requests in flight, 16 by default. A Fetch
@@ -62,8 +62,15 @@ type Options struct {
 	// from that of the earlier Fetch, and the digests may be fewer.
 	Resume *Mark
 
+	// Throttle bounds the pace; nil: nothing does. A request waits for it before it takes a
+	// buffer, and is as short as the pace wants it. Metered says that what a range costs is not
+	// its length, and that the object takes from Throttle what it reads; a whole chunk is
+	// taken then, and given back when it has come.
+	Throttle *Throttle
+	Metered  bool
+
 	// OnMark is called whenever all consumers have taken MarkEvery more bytes,
-	// 64 MiB by default, rounded up to the end of a chunk. The calls never
+	// 64 MiB by default, rounded up to the end of a request. The calls never
 	// overlap, come in order, and hold up the data: they must not block.
 	OnMark    func(Mark)
 	MarkEvery int64
@@ -134,7 +141,7 @@ func Fetch(ctx context.Context, obj Object, opt Options, consumers ...Consumer) 
 
 // fetcher is one Fetch:
 //
-//	feed: window, buffer ──> fill (one goroutine a chunk) ──> lane: SHA-1, digests
+//	feed: window, pace, buffer ──> fill (one goroutine a chunk) ──> lane: SHA-1, digests
 //	      in chunk order     requests, retries, watchdog  └─> lane: consumers
 //	        ^                                                   │ in chunk order
 //	        └────────────── retire: buffer, Done, Mark <────────┘
@@ -178,7 +185,10 @@ func (f *fetcher) run(ctx context.Context, start int64) {
 	f.wg.Wait()
 }
 
-// feed starts a request for each chunk, as window and pool allow.
+// feed starts a request for each chunk, as window, pace and pool allow.
+//
+// The pace comes before the buffer, which others can use while this Fetch waits, and behind
+// the window, so that nothing which may be read now waits for its request.
 //
 // It takes buffers strictly in chunk order. So the chunk that everybody waits
 // for always has its buffer, and goes through without needing another: Fetches
@@ -188,17 +198,25 @@ func (f *fetcher) feed(ctx context.Context, start int64) error {
 		if err := f.window.enter(ctx); err != nil {
 			return err
 		}
+		n, err := f.pace(ctx, off)
+		if err != nil {
+			return err
+		}
 		buf, err := f.opt.Pool.Get(ctx)
 		if err != nil {
 			return err
 		}
-		c := f.newChunk(off, buf)
+		f.opt.Throttle.Take(n)
+		c := f.newChunk(off, n, buf)
 		off = c.end()
 		for _, l := range f.lanes {
 			l.queue <- c
 		}
 		f.wg.Go(func() {
 			err := f.fill(ctx, c)
+			if f.opt.Metered {
+				f.opt.Throttle.Take(-n)
+			}
 			f.window.requestDone()
 			f.release(ctx, c)
 			if err != nil {
@@ -211,10 +229,20 @@ func (f *fetcher) feed(ctx context.Context, start int64) error {
 	return nil
 }
 
-// newChunk ends where a chunk of a Fetch from the start would, so that marks are in the same places
+// pace waits until a chunk at off may be asked for, and returns how long it is to be. It ends where
+// one of a Fetch from the start would, or before that, so that marks are in the same places
 // whatever the chunk size of an earlier Fetch was.
-func (f *fetcher) newChunk(off int64, buf []byte) *chunk {
-	n := min(int64(len(buf))-off%int64(len(buf)), f.obj.Size()-off)
+func (f *fetcher) pace(ctx context.Context, off int64) (int64, error) {
+	size := f.opt.Pool.ChunkSize()
+	whole := min(size-off%size, f.obj.Size()-off)
+	n, err := f.opt.Throttle.Wait(ctx, whole)
+	if f.opt.Metered {
+		n = whole
+	}
+	return n, err
+}
+
+func (f *fetcher) newChunk(off, n int64, buf []byte) *chunk {
 	c := &chunk{off: off, buf: buf, data: buf[:n], ready: make(chan struct{})}
 	c.refs.Store(int32(len(f.lanes) + 1))
 	if f.opt.OnMark != nil && off/f.opt.MarkEvery < c.end()/f.opt.MarkEvery {

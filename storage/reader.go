@@ -8,8 +8,8 @@ import (
 // NewReaderAt returns obj as an io.ReaderAt, for reading small parts of it during
 // one call that ctx lives for. It reads as Fetch does: a request that fails or
 // stalls is made again for the bytes that are missing, with the same errors in the
-// end. Of opt only StallAfter, Attempts, Backoff and Stats count. It is safe for
-// concurrent use.
+// end. Of opt only StallAfter, Attempts, Backoff, Stats and Throttle count. What it reads is taken from
+// Throttle and waited for by others: who needs it may hold buffers. It is safe for concurrent use.
 func NewReaderAt(ctx context.Context, obj Object, opt Options) io.ReaderAt {
 	return &readerAt{ctx, &fetcher{obj: obj, opt: opt.withDefaults()}}
 }
@@ -28,6 +28,7 @@ func (r *readerAt) ReadAt(p []byte, off int64) (int, error) {
 	if n == 0 {
 		return 0, nil
 	}
+	r.f.opt.Throttle.Take(n)
 	if err := r.f.fill(r.ctx, &chunk{off: off, data: p[:n]}); err != nil {
 		return 0, err
 	}

@@ -25,6 +25,10 @@ func Sequential(obj Object, stallAfter time.Duration) *SequentialObject {
 // before it has been read, has failed, or is closed.
 type SequentialObject struct {
 	Object
+	// Throttle bounds the pace of what is passed over, which waits for it piece by piece; for
+	// the ranges themselves a Fetch has it in its Options. nil: nothing does.
+	Throttle *Throttle
+
 	stallAfter time.Duration
 
 	turn  chan struct{} // held by the range that is under way, who alone may touch front
@@ -45,7 +49,7 @@ func (s *SequentialObject) ReadRange(ctx context.Context, off, n int64) (io.Read
 	f := s.front
 	r := &sequentialRange{of: s, ctx: ctx, left: n}
 	r.release = context.AfterFunc(ctx, func() { f.dog.cancel(context.Cause(ctx)) })
-	if err := f.pass(off); err != nil {
+	if err := f.pass(ctx, off, s.Throttle); err != nil {
 		r.end(err)
 		return nil, err
 	}
@@ -144,8 +148,9 @@ func (f *front) close() {
 // passBytes is how much is passed over at a time.
 const passBytes = 128 << 10
 
-// pass reads up to off, and drops what it reads.
-func (f *front) pass(off int64) error {
+// pass reads up to off, for a range that lives as long as ctx, and drops what it reads. While it waits
+// for the pace nothing is expected of obj.
+func (f *front) pass(ctx context.Context, off int64, throttle *Throttle) error {
 	if f.body == nil {
 		if err := f.open(); err != nil {
 			return err
@@ -156,7 +161,13 @@ func (f *front) pass(off int64) error {
 	}
 	buf := make([]byte, min(passBytes, off-f.at))
 	for f.at < off {
-		if _, err := f.read(buf[:min(int64(len(buf)), off-f.at)]); err != nil {
+		n, err := throttle.Wait(ctx, min(int64(len(buf)), off-f.at))
+		if err != nil {
+			return err
+		}
+		read, err := f.read(buf[:n])
+		throttle.Take(int64(read))
+		if err != nil {
 			return err
 		}
 	}

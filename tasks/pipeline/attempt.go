@@ -9,8 +9,11 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
 
+	"vmimport/imageapi"
 	"vmimport/internal/fault"
+	"vmimport/storage"
 	"vmimport/tasks"
 )
 
@@ -35,34 +38,46 @@ type attempt struct {
 	began  time.Time
 	heart  *heart
 	log    zerolog.Logger
+	span   trace.Span
+	traced context.Context // has span, for those of the stages
 
 	from int64 // bytes that a checkpoint saved
+	// saved is whether the record has a checkpoint, and publishing whether this attempt may have
+	// begun to publish, or has found what another has published. Both are for the attempt's goroutine, once its saver has ended.
+	saved, publishing bool
 }
 
 // errPoison ends a task whose attempts did not get to say why.
 var errPoison = fault.New(fault.Invalid, "worker_crashed", "Every worker that ran it stopped.").
 	Try("Check that the image file is intact. If it is, report this to the operator.")
 
-// errDeleted ends an attempt whose work is to remove the image.
-var errDeleted = errors.New("the image was deleted")
+// errUnwanted ends an attempt whose work is to remove a deleted image, or what was kept of a
+// failed import.
+var errUnwanted = errors.New("what there is of it is not wanted any more")
 
 // run works on the task and brings its record to what the end calls for.
 func (a *attempt) run(ctx context.Context, saved []byte) (outcome string, err error) {
+	ctx = a.startSpan(ctx)
 	work, stop := context.WithCancelCause(ctx)
 	defer stop(context.Canceled)
 	// The heart outlives the work: the claim must last until the end is written.
 	life, rest := context.WithCancel(context.WithoutCancel(ctx))
 	a.heart = newHeart(a, stop)
+	a.heart.enter(a.firstStage())
 	go a.heart.run(life)
 	a.r.enlist(a)
+	var cause error
 	defer func() {
 		rest()
 		<-a.heart.ended
 		a.r.dismiss(a)
-		a.r.opt.Observe.Ended(a.task.Kind(), a.task.Region, outcome, a.r.now().Sub(a.began), a.heart.counters(), a.heart.stats.Received.Load())
+		a.heart.close()
+		a.endSpan(outcome, cause, err)
+		a.r.opt.Observe.Ended(a.task.Kind(), a.task.Region, outcome, a.r.now().Sub(a.began))
 	}()
 	a.log.Info().Str("state", string(a.task.State)).Msg("attempt begins")
-	outcome, err = a.end(work, a.guard(func() error { return a.work(work, saved) }))
+	cause = a.guard(func() error { return a.work(work, saved) })
+	outcome, err = a.end(work, cause)
 	if outcome == tasks.OutcomeLost {
 		a.abandon(context.WithoutCancel(ctx))
 	}
@@ -70,18 +85,20 @@ func (a *attempt) run(ctx context.Context, saved []byte) (outcome string, err er
 }
 
 // abandon ends an attempt whose task another worker has, or had. Where that has come to nothing,
-// what this attempt has stored since the other's clean-up is nobody's, and is removed. As long as
-// it may come to something, all that is there may be the other's.
+// what this attempt has stored since the other's clean-up is nobody's, and is removed: by a
+// clean-up of its own if a retry may yet come. As long as it may come to something, and be it by
+// a retry that goes on from what was kept, all that is there may be the other's.
 func (a *attempt) abandon(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, endPatience)
 	defer cancel()
 	for {
 		state, err := a.r.claims.Fate(ctx, a.held.Ref)
 		switch {
-		case state == tasks.Failed, state == tasks.Canceled:
-			if err := a.job.remove(ctx); err != nil {
-				a.log.Error().Err(err).Msg("what a lost attempt has stored could not be removed")
-			}
+		case state == tasks.Failed:
+			a.late(a.r.claims.CleanAgain(ctx, a.held.Ref))
+			return
+		case state == tasks.Canceled:
+			a.late(a.job.remove(ctx))
 			return
 		case err != nil || state != tasks.Cancelling:
 			return
@@ -91,6 +108,13 @@ func (a *attempt) abandon(ctx context.Context) {
 			return
 		case <-time.After(endPause):
 		}
+	}
+}
+
+// late logs that a lost attempt leaves something of a task that has ended. A sweep finds it.
+func (a *attempt) late(err error) {
+	if err != nil {
+		a.log.Error().Err(err).Msg("what a lost attempt has stored could not be removed")
 	}
 }
 
@@ -123,17 +147,30 @@ func (a *attempt) guard(work func() error) (err error) {
 // work does the job, unless all that is left is to remove what was made. It returns nil only
 // if what the task is for is published.
 func (a *attempt) work(ctx context.Context, saved []byte) error {
-	if a.task.State == tasks.Cancelling {
-		return tasks.ErrUserCanceled
-	}
-	if !a.task.DeletedAt.IsZero() {
-		return errDeleted
-	}
-	// The verdict comes first: who found it may be removing the result just now.
-	if f := a.task.Verdict; f != nil {
-		return f.Fault()
+	if err := a.over(); err != nil {
+		return err
 	}
 	return a.job.do(ctx, saved)
+}
+
+// over returns why nothing is left to do but to remove what there is; nil if there is more.
+func (a *attempt) over() error {
+	switch {
+	case a.task.State == tasks.Cancelling:
+		return tasks.ErrUserCanceled
+	case a.task.State == tasks.Failed, !a.task.DeletedAt.IsZero():
+		return errUnwanted
+	case a.task.Verdict != nil: // who found it may be removing the result just now
+		return a.task.Verdict.Fault()
+	}
+	return nil
+}
+
+func (a *attempt) firstStage() tasks.Stage {
+	if a.over() != nil {
+		return tasks.StageCleaning
+	}
+	return tasks.StageInspecting
 }
 
 // endure fails if the task takes workers down.
@@ -160,7 +197,7 @@ func (a *attempt) end(ctx context.Context, err error) (outcome string, _ error) 
 	switch {
 	case err == nil:
 		return a.succeed(ctx)
-	case errors.Is(err, errDeleted) && !errors.Is(cause, tasks.ErrClaimLost):
+	case errors.Is(err, errUnwanted) && !errors.Is(cause, tasks.ErrClaimLost):
 		return a.remove(ctx)
 	case errors.Is(cause, tasks.ErrClaimLost), fault.KindOf(err) == fault.Fenced:
 		a.log.Warn().Err(err).Msg("attempt stops: another worker has the task")
@@ -206,7 +243,7 @@ func (a *attempt) cancel(ctx context.Context) (string, error) {
 	})
 }
 
-// remove removes a deleted image.
+// remove removes a deleted image, or what was kept of a failed import.
 func (a *attempt) remove(ctx context.Context) (string, error) {
 	if err := a.cleanUp(ctx); err != nil {
 		return a.release(ctx, tasks.OutcomeLeftovers, nil)
@@ -219,7 +256,16 @@ func (a *attempt) remove(ctx context.Context) (string, error) {
 // fail removes what was made and ends the task as failed. Nothing is removed
 // without the store's consent: what this worker takes for its own may be the image
 // that another has published since.
+//
+// Where something is kept for a retry nothing is removed, and no such consent is needed: the claim
+// is enough. Nobody who held an earlier one has begun to publish, or the record would have its
+// result, or this attempt have found the image; nobody can any more; and this attempt has not. So nothing was, or gets, visible. What a
+// worker still writes that was only taken for dead goes where that of any lost attempt goes:
+// the retry shuts it out when it begins, as the attempt after a crash does.
 func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
+	if a.keeps(cause) {
+		return a.writeFailed(ctx, cause, a.r.opt.Keep)
+	}
 	err := a.insist(ctx, func(ctx context.Context) error { return a.r.claims.Condemn(ctx, a.held, failureOf(cause)) })
 	switch {
 	case errors.Is(err, tasks.ErrCancelCameFirst):
@@ -233,8 +279,21 @@ func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
 	if err := a.cleanUp(ctx); err != nil {
 		return a.release(ctx, tasks.OutcomeLeftovers, cause)
 	}
+	return a.writeFailed(ctx, cause, 0)
+}
+
+// keeps is whether what the checkpoint stands for is kept for a retry: it was good, and the import
+// failed for a reason that may be gone by then. A store that is full would stay so.
+func (a *attempt) keeps(cause error) bool {
+	passing := fault.Retryable(cause) && !errors.Is(cause, imageapi.ErrFull) || errors.Is(cause, errPoison)
+	return a.r.opt.Keep > 0 && a.task.Kind() == tasks.KindImport && passing && a.saved &&
+		!a.publishing && a.task.Result == nil && a.task.Verdict == nil
+}
+
+// writeFailed ends the task as failed, and keeps its checkpoint that long.
+func (a *attempt) writeFailed(ctx context.Context, cause error, keep time.Duration) (string, error) {
 	outcome, err := a.write(ctx, string(tasks.Failed), cause, func(ctx context.Context, rec tasks.Attempt) error {
-		return a.r.claims.Fail(ctx, a.held, failureOf(cause), rec)
+		return a.r.claims.Fail(ctx, a.held, failureOf(cause), rec, keep)
 	})
 	if errors.Is(err, tasks.ErrCancelCameFirst) {
 		return a.cancel(ctx)
@@ -259,13 +318,17 @@ func (a *attempt) release(ctx context.Context, outcome string, cause error) (str
 	return outcome, err
 }
 
-// cleanUp removes all that this import made.
+// cleanUp removes all that this import made. It ends when the claim is lost: by the time that
+// another has failed the task, a retry may be making it anew.
 func (a *attempt) cleanUp(ctx context.Context) error {
 	a.heart.enter(tasks.StageCleaning)
 	ctx, cancel := context.WithTimeout(ctx, endPatience)
 	defer cancel()
+	defer context.AfterFunc(a.heart.claim, cancel)()
 	err := a.job.remove(ctx)
 	if err != nil {
+		a.heart.stages.blame(err)
+		blame(a.span, err)
 		a.log.Error().Err(err).Msg("clean-up failed, and will be tried again")
 	}
 	return err
@@ -287,6 +350,38 @@ func (a *attempt) insist(ctx context.Context, do func(context.Context) error) er
 		case <-time.After(endPause):
 		}
 	}
+}
+
+// saveCheckpoint records a point from which the next attempt can go on, at about so many bytes of
+// all that is to be read.
+func (a *attempt) saveCheckpoint(ctx context.Context, checkpoint []byte, reached int64) error {
+	if err := a.r.claims.SaveCheckpoint(ctx, a.held, checkpoint, reached); err != nil {
+		return err
+	}
+	a.saved = true
+	// As in the record: what follows is judged by it.
+	if task := a.task; reached > task.Furthest {
+		task.Furthest, task.Setbacks, task.Crashes = reached, 0, 0
+	}
+	return nil
+}
+
+// dropCheckpoint removes a checkpoint that is of no use. Of an import it must be gone before
+// this attempt's first Sync: after that an image service cannot tell any more that the
+// checkpoint is about bytes which an earlier attempt wrote.
+func (a *attempt) dropCheckpoint(ctx context.Context) error {
+	err := a.r.claims.SaveCheckpoint(ctx, a.held, nil, 0)
+	if err == nil {
+		a.saved = false
+	}
+	return err
+}
+
+// reading is how an attempt reads, counting in stats.
+func (a *attempt) reading(stats *storage.Stats) storage.Options {
+	opt := a.r.opt.Fetch
+	opt.Stats, opt.Throttle = stats, &a.heart.throttle
+	return opt
 }
 
 // write writes the end of the attempt and logs it. That another worker has the

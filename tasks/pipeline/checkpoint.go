@@ -43,13 +43,6 @@ func (a importing) loadCheckpoint(ctx context.Context, saved []byte) (cp checkpo
 	return cp, nil
 }
 
-// dropCheckpoint removes a checkpoint that is of no use. Of an import it must be gone before
-// this attempt's first Sync: after that an image service cannot tell any more that the
-// checkpoint is about bytes which an earlier attempt wrote.
-func (a *attempt) dropCheckpoint(ctx context.Context) error {
-	return a.r.claims.SaveCheckpoint(ctx, a.held, nil, 0)
-}
-
 // point is a mark with what the decoder needs to go on from it.
 type point struct {
 	mark      storage.Mark
@@ -152,12 +145,5 @@ func (s *saver) save(ctx context.Context, p point) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.copy.r.opt.Lease)
 	defer cancel()
-	if err := s.copy.r.claims.SaveCheckpoint(ctx, s.copy.held, b, reached); err != nil {
-		return err
-	}
-	// As in the record: what follows is judged by it, once the saver has ended.
-	if task := s.copy.task; reached > task.Furthest {
-		task.Furthest, task.Setbacks, task.Crashes = reached, 0, 0
-	}
-	return nil
+	return s.copy.saveCheckpoint(ctx, b, reached)
 }

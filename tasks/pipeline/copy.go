@@ -84,9 +84,8 @@ func (c *objectCopy) run(ctx context.Context) (res *tasks.DiskResult, resumed bo
 			return c.done, kept, err
 		}
 	}
-	opt := c.r.opt.Fetch
-	opt.Stats = &storage.Stats{} // what is read of tables is read again
-	src, err := openSource(ctx, obj, c.disk.Format, c.limits(), opt)
+	// What is read of tables is read again, and does not count as moved.
+	src, err := openSource(ctx, obj, c.disk.Format, c.limits(), c.reading(&storage.Stats{}))
 	if err != nil {
 		return nil, false, err
 	}
@@ -215,8 +214,7 @@ func (c *objectCopy) open(ctx context.Context, src *formats.Source, dec *decode.
 
 // transfer moves the bytes and returns the object's digests.
 func (c *objectCopy) transfer(ctx context.Context, obj storage.Object, dec *decode.Decoder, resumed bool) (map[string]string, error) {
-	opt := c.r.opt.Fetch
-	opt.Stats = &c.heart.stats
+	opt := c.reading(&c.heart.stats)
 	if resumed {
 		opt.Resume = c.mark
 	}

@@ -29,7 +29,7 @@ func TestCancelInTheMiddle(t *testing.T) {
 	}()
 	r.until(spec, "the middle", func(i *tasks.Task) bool { return i.DoneBytes > diskSize/3 })
 	began := time.Now()
-	if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); err != nil {
+	if _, err := r.store.Cancel(t.Context(), scopeOf(spec), spec.ID); err != nil {
 		t.Fatal(err)
 	}
 	runner.Cancel(spec.ID)
@@ -103,7 +103,7 @@ func TestCancelJustBeforePublishing(t *testing.T) {
 	r := newRig(t)
 	spec := r.accept(disk(1, diskSize))
 	r.claims = &meddling{Claims: r.store, beginPublish: func() {
-		if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); err != nil {
+		if _, err := r.store.Cancel(t.Context(), scopeOf(spec), spec.ID); err != nil {
 			t.Error(err)
 		}
 	}}
@@ -120,7 +120,7 @@ func TestDeathBetweenPublishingAndFinishing(t *testing.T) {
 	if _, err := r.runner().Handle(t.Context(), spec.Ref()); !errors.Is(err, died) {
 		t.Fatalf("Handle: %v", err)
 	}
-	if _, err := r.store.Cancel(t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); !errors.Is(err, tasks.ErrFinished) {
+	if _, err := r.store.Cancel(t.Context(), scopeOf(spec), spec.ID); !errors.Is(err, tasks.ErrFinished) {
 		t.Errorf("a cancel after publishing: %v", err)
 	}
 	r.expire(spec)
@@ -132,6 +132,45 @@ func TestDeathBetweenPublishingAndFinishing(t *testing.T) {
 	r.handle(spec)
 	r.wantImage(spec, b)
 }
+
+// A failover of the store may lose that an image was published. The image stays, and is not kept
+// for a retry either if it cannot be told what is in it.
+func TestPublishingThatTheStoreHasLost(t *testing.T) {
+	for name, down := range map[string]bool{"read again": false, "unreadable": true} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			r.opt.Keep, r.opt.MaxSetbacks = time.Hour, 1
+			b := disk(1, diskSize)
+			spec := r.accept(b)
+			r.claims = forgetful{r.store}
+			if _, err := r.runner().Handle(t.Context(), spec.Ref()); !errors.Is(err, errForgotten) {
+				t.Fatalf("Handle: %v", err)
+			}
+			r.expire(spec)
+			r.claims = r.store
+			if !down {
+				r.handle(spec)
+				r.wantImage(spec, b)
+				return
+			}
+			r.breakAt(0)
+			r.handle(spec)
+			r.wantNothing(spec, tasks.Failed, "source_unreadable")
+			if kept := r.get(spec).KeptUntil; !kept.IsZero() {
+				t.Errorf("kept until %s", kept)
+			}
+		})
+	}
+}
+
+// forgetful is a store that does not remember an end.
+type forgetful struct{ tasks.Claims }
+
+var errForgotten = errors.New("it is not being published")
+
+func (forgetful) BeginPublish(context.Context, tasks.Held, *tasks.Result) error { return nil }
+
+func (forgetful) Succeed(context.Context, tasks.Held, tasks.Attempt) error { return errForgotten }
 
 // TestPublishedImageOutlivesCrashes: an image that was published is never taken
 // back, however many workers died over it.

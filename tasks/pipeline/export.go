@@ -39,7 +39,7 @@ func (a exporting) do(ctx context.Context, saved []byte) error {
 		if cp.Parts, cp.Whole, err = a.transfer(ctx, cp); err != nil {
 			return err
 		}
-		if err := a.saveCheckpoint(ctx, cp, a.task.TotalBytes()); err != nil {
+		if err := a.savePoint(ctx, cp, a.task.TotalBytes()); err != nil {
 			return err
 		}
 	} else {
@@ -123,6 +123,7 @@ type exportSource struct {
 	pad            int64 // zeros behind it, up to the end of the disk
 	hashName, hash string
 	sequential     *storage.SequentialObject // the Object, if it has to be read from its front
+	metered        bool                      // what is read of a range is not its length
 }
 
 // close lets go of the image.
@@ -149,6 +150,7 @@ func (a exporting) openImage(ctx context.Context) (*exportSource, error) {
 		src := &exportSource{Object: f, pad: pad, hashName: facts.HashName, hash: facts.Hash}
 		if facts.Streams {
 			src.sequential = storage.Sequential(f, a.r.opt.Fetch.StallAfter)
+			src.sequential.Throttle = &a.heart.throttle
 			src.Object = src.sequential
 		}
 		return src, nil
@@ -156,20 +158,19 @@ func (a exporting) openImage(ctx context.Context) (*exportSource, error) {
 	if facts.Streams {
 		return nil, errNoRanges
 	}
-	disk, err := openDisk(ctx, f, a.task.Export.Format, a.r.opt.Fetch)
+	disk, err := openDisk(ctx, f, a.task.Export.Format, a.reading(&storage.Stats{})) // tables are read again
 	if err != nil {
 		return nil, err
 	}
-	ordered, err := guestorder.New(f, disk)
+	ordered, err := guestorder.New(storage.Metered(f, &a.heart.throttle), disk)
 	if err != nil {
 		return nil, err
 	}
-	return &exportSource{Object: ordered}, nil
+	return &exportSource{Object: ordered, metered: true}, nil
 }
 
 // openDisk reads the header of an image's file, which is at its front.
 func openDisk(ctx context.Context, f imageapi.File, format string, opt storage.Options) (*diskimage.Disk, error) {
-	opt.Stats = &storage.Stats{} // what is read of tables is read again
 	file := diskimage.NewFile(storage.NewReaderAt(ctx, f, opt), f.Size())
 	if format == targetRaw {
 		return diskimage.OpenRaw(file)
@@ -270,8 +271,8 @@ func (t *transfer) stop() {
 const endless = 30 * 24 * time.Hour
 
 func (t *transfer) fetchOptions(src *exportSource) storage.Options {
-	opt := t.r.opt.Fetch
-	opt.Stats, opt.Resume = &t.heart.stats, t.resume
+	opt := t.reading(&t.heart.stats)
+	opt.Resume, opt.Metered = t.resume, src.metered
 	opt.MarkEvery, opt.OnMark = t.span, t.marks.mark
 	opt.Digests = nil
 	if src.hash != "" {

@@ -44,8 +44,8 @@ func (a exporting) loadCheckpoint(ctx context.Context, saved []byte) (cp exportC
 	return cp, nil
 }
 
-// saveCheckpoint records cp, which is about that many bytes of the image.
-func (a exporting) saveCheckpoint(ctx context.Context, cp exportCheckpoint, reached int64) error {
+// savePoint records cp, which is about that many bytes of the image.
+func (a exporting) savePoint(ctx context.Context, cp exportCheckpoint, reached int64) error {
 	cp.Encoder = encode.Version
 	if cp.Whole != nil {
 		cp = exportCheckpoint{Encoder: cp.Encoder, Parts: cp.Parts, Whole: cp.Whole}
@@ -54,14 +54,7 @@ func (a exporting) saveCheckpoint(ctx context.Context, cp exportCheckpoint, reac
 	if err != nil {
 		return fmt.Errorf("encode checkpoint: %w", err)
 	}
-	if err := a.r.claims.SaveCheckpoint(ctx, a.held, b, reached); err != nil {
-		return err
-	}
-	// As in the record: what follows is judged by it.
-	if task := a.task; reached > task.Furthest {
-		task.Furthest, task.Setbacks, task.Crashes = reached, 0, 0
-	}
-	return nil
+	return a.saveCheckpoint(ctx, b, reached)
 }
 
 // exportSaver records how far an export has got: where a part was cut, the image's digests
@@ -150,7 +143,7 @@ func (s *exportSaver) run(ctx context.Context) {
 func (s *exportSaver) save(ctx context.Context, cp exportCheckpoint) error {
 	ctx, cancel := context.WithTimeout(ctx, s.r.opt.Lease)
 	defer cancel()
-	return s.saveCheckpoint(ctx, cp, cp.Mark.Offset)
+	return s.savePoint(ctx, cp, cp.Mark.Offset)
 }
 
 // latest returns the furthest cut that can be gone on from, and forgets it and all before.

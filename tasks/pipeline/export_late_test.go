@@ -50,7 +50,7 @@ func TestExportLateWorker(t *testing.T) {
 			r := newExportRig(t)
 			spec := r.ask(r.image("raw", disk(1, exportSize)), tasks.FormVMDK)
 			pause(r, func() {
-				r.die(spec)
+				r.expire(spec)
 				r.cancel(spec)
 				if outcome := r.handle(spec); outcome != string(tasks.Canceled) {
 					t.Errorf("the next worker: %s", outcome)
@@ -66,7 +66,7 @@ func TestExportLateWorker(t *testing.T) {
 			content := disk(1, exportSize)
 			spec := r.ask(r.image("raw", content), tasks.FormVMDK)
 			pause(r, func() {
-				r.die(spec)
+				r.expire(spec)
 				if outcome := r.handle(spec); outcome != string(tasks.Succeeded) {
 					t.Errorf("the next worker: %s", outcome)
 				}
@@ -116,7 +116,7 @@ func TestExportIsPublishedAsItWasWritten(t *testing.T) {
 			r := newExportRig(t)
 			content := disk(1, exportSize)
 			spec := r.ask(r.image("raw", content), form)
-			r.claims = &meddling{Claims: r.store, succeed: func() error { r.die(spec); return tasks.ErrFenced }}
+			r.claims = &meddling{Claims: r.store, succeed: func() error { r.expire(spec); return tasks.ErrFenced }}
 			r.handle(spec)
 			r.claims = r.store
 			cp, ok := r.checkpointOf(spec)

@@ -79,7 +79,7 @@ func newExport(imageID string, form tasks.Form) *tasks.Spec {
 
 // register asks for an export.
 func (r *exportRig) register(spec *tasks.Spec) error {
-	service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Limits{}, time.Now)
+	service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Policy{}, time.Now)
 	_, _, err := service.Register(r.t.Context(), spec)
 	return err
 }
@@ -101,36 +101,6 @@ func (r *exportRig) handle(spec *tasks.Spec) string {
 		r.t.Fatalf("Handle: %v", err)
 	}
 	return outcome
-}
-
-func scopeOfExports() tasks.Scope {
-	return tasks.Scope{Region: region, Tenant: "d1", Dialect: "fjcloud", Kind: tasks.KindExport}
-}
-
-func (r *exportRig) get(spec *tasks.Spec) *tasks.Task {
-	r.t.Helper()
-	task, err := r.store.Get(r.t.Context(), scopeOfExports(), spec.ID)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return task
-}
-
-func (r *exportRig) cancel(spec *tasks.Spec) {
-	if _, err := r.store.Cancel(context.WithoutCancel(r.t.Context()), scopeOfExports(), spec.ID); err != nil {
-		r.t.Error(err)
-	}
-}
-
-// die does what happens when a worker is killed.
-func (r *exportRig) die(spec *tasks.Spec) {
-	r.t.Helper()
-	task := r.get(spec)
-	held := tasks.Held{Ref: spec.Ref(), Epoch: task.Epoch}
-	attempt := tasks.Attempt{Epoch: task.Epoch, Outcome: tasks.OutcomeLost}
-	if err := r.store.Expire(r.t.Context(), held, attempt, -2*time.Hour, time.Now().Add(time.Hour)); err != nil {
-		r.t.Fatal(err)
-	}
 }
 
 // files lists all that is in the container and beside it.

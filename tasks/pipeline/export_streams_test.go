@@ -135,7 +135,7 @@ func TestExportStreamsGoesOn(t *testing.T) {
 				kill(cause)
 				<-ended
 				if cause == tasks.ErrClaimLost {
-					r.die(spec)
+					r.expire(spec)
 				}
 				s.want(0, 1)
 
@@ -150,8 +150,8 @@ func TestExportStreamsGoesOn(t *testing.T) {
 					t.Errorf("went on from %d, stored again: %v", from, r.target.stored)
 				}
 				// What is passed over does not count.
-				if most := r.get(spec).Export.Bytes - from; counted.received > most {
-					t.Errorf("%d bytes were read, want %d", counted.received, most)
+				if most := r.get(spec).Export.Bytes - from; counted.received.Load() > most {
+					t.Errorf("%d bytes were read, want %d", counted.received.Load(), most)
 				}
 			})
 		}

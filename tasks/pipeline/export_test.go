@@ -136,7 +136,7 @@ func TestExportGoesOn(t *testing.T) {
 						t.Errorf("outcome %s", outcome)
 					}
 				} else {
-					r.die(spec)
+					r.expire(spec)
 				}
 				r.target.putPart, r.target.stored = nil, nil
 				counted := &counter{}
@@ -146,8 +146,8 @@ func TestExportGoesOn(t *testing.T) {
 				if slices.Contains(r.target.stored, 1) || slices.Contains(r.target.stored, 2) {
 					t.Errorf("stored again: %v", r.target.stored)
 				}
-				if counted.received > exportSize-2*markEvery+chunk {
-					t.Errorf("%d bytes of %d were read again", counted.received, exportSize)
+				if counted.received.Load() > exportSize-2*markEvery+chunk {
+					t.Errorf("%d bytes of %d were read again", counted.received.Load(), exportSize)
 				}
 				if last := r.get(spec).Attempts[1]; last.FromBytes != 2*markEvery {
 					t.Errorf("went on from %d", last.FromBytes)
@@ -166,11 +166,11 @@ func TestExportIsRecognised(t *testing.T) {
 			return func() { r.target.joined = nil }
 		},
 		"the worker dies before its last step": func(r *exportRig, spec *tasks.Spec) func() {
-			r.target.join = func() error { r.die(spec); return storage.ErrUnavailable }
+			r.target.join = func() error { r.expire(spec); return storage.ErrUnavailable }
 			return func() { r.target.join = nil }
 		},
 		"the worker dies behind its last step": func(r *exportRig, spec *tasks.Spec) func() {
-			r.claims = &meddling{Claims: r.store, succeed: func() error { r.die(spec); return tasks.ErrFenced }}
+			r.claims = &meddling{Claims: r.store, succeed: func() error { r.expire(spec); return tasks.ErrFenced }}
 			return func() { r.claims = r.store }
 		},
 	} {
@@ -420,7 +420,7 @@ func TestExportRefused(t *testing.T) {
 		}
 	}
 	r.source.wrap = nil
-	service := tasks.NewService(r.store, NewPreflight(map[string]Region{region: {Images: r.images}}), tasks.Limits{}, nil)
+	service := tasks.NewService(r.store, NewPreflight(map[string]Region{region: {Images: r.images}}), tasks.Policy{}, nil)
 	if _, _, err := service.Register(t.Context(), newExport(imageID, tasks.FormVMDK)); fault.Of(err).Code != "exports_not_offered" {
 		t.Errorf("a region without a target: %v", err)
 	}

@@ -25,7 +25,7 @@ import (
 func (r *rig) acceptImage(format string, object []byte) *tasks.Spec {
 	r.t.Helper()
 	spec := r.specOf(format, object)
-	service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Limits{}, time.Now)
+	service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Policy{}, time.Now)
 	if _, _, err := service.Register(r.t.Context(), spec); err != nil {
 		r.t.Fatal(err)
 	}

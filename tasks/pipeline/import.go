@@ -3,7 +3,6 @@ package pipeline
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/google/uuid"
 
@@ -38,6 +37,7 @@ func (a importing) do(ctx context.Context, saved []byte) error {
 	a.heart.enter(tasks.StagePublishing)
 	a.heart.beat(ctx) // the last figures, for the record of a success
 	result := &tasks.Result{Disks: disks}
+	a.publishing = true // whatever the answer: it may be lost
 	if err := a.r.claims.BeginPublish(ctx, a.held, result); err != nil {
 		return err
 	}
@@ -54,7 +54,8 @@ func (a importing) remove(ctx context.Context) error {
 func (importing) settle(context.Context) error { return nil }
 
 // recognise looks for the image of an earlier attempt of this import that died
-// between publishing and finishing.
+// between publishing and finishing. One of which the record has no result, since a failover has
+// lost it, is there to stay, and whole; but what is in it has to be read again.
 func (a importing) recognise(ctx context.Context) (published bool, err error) {
 	img, err := a.region.Images.Get(ctx, a.task.ImageID)
 	switch {
@@ -65,7 +66,9 @@ func (a importing) recognise(ctx context.Context) (published bool, err error) {
 	case img.ImportID != string(a.task.ID):
 		return false, imageapi.ErrTaken
 	case a.task.Result == nil:
-		return false, fmt.Errorf("image %s of this import exists, but its result was never recorded", a.task.ImageID)
+		a.log.Warn().Msg("the image is published, and its result is not in the record: the object is read again")
+		a.publishing = true
+		return false, nil
 	}
 	a.log.Info().Msg("image of an earlier attempt recognised")
 	return true, a.r.claims.BeginPublish(ctx, a.held, a.task.Result)
@@ -83,7 +86,7 @@ func (a importing) begin(ctx context.Context) (imageapi.Upload, error) {
 		return nil, err
 	}
 	a.log.Warn().Str("from", a.task.ImageID).Str("to", id).Msg("the image service does not give out the image id any more; the image gets another")
-	a.task.ImageID = id
+	a.task.ImageID, a.saved = id, false // the checkpoint went with the old one
 	return a.region.Images.Begin(ctx, a.imageSpec())
 }
 

@@ -92,8 +92,8 @@ func TestNoScratch(t *testing.T) {
 	if outcome := r.handle(spec); outcome != tasks.OutcomeRetry {
 		t.Fatalf("outcome %q", outcome)
 	}
-	if counted.received > 0 {
-		t.Errorf("%d bytes of the object were read", counted.received)
+	if counted.received.Load() > 0 {
+		t.Errorf("%d bytes of the object were read", counted.received.Load())
 	}
 	if cause := r.get(spec).Attempts[0].Cause; cause.Code != "scratch_full" || cause.Remedy == "" {
 		t.Errorf("cause %+v", cause)

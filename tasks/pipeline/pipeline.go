@@ -7,7 +7,8 @@
 //	   \_____________\________________\________/
 //	    on any failure or cancel: remove what was made, then finish or give back
 //
-// What is between claim and finish is the task's job, importing or exporting.
+// What is between claim and finish is the task's job, importing or exporting. Of an import that
+// fails for a passing reason, what its checkpoint stands for may be kept for a retry (Options.Keep).
 //
 // Beside it the heart beats: once a second it stores progress, extends the
 // claim and brings back the cancel. When it learns that the attempt must stop,
@@ -21,6 +22,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/trace"
 
 	"vmimport/imageapi"
 	"vmimport/internal/fault"
@@ -59,19 +62,31 @@ type Options struct {
 	// Backoff is the pause after the n-th setback, from 1 on.
 	Backoff func(n int) time.Duration
 	Observe Observer
-	Log     zerolog.Logger
+	// Policy bounds what tenants read at a time. Each of a tenant's tasks has an even share of
+	// BytesPerSecond, which follows how many run with every beat.
+	Policy tasks.Policy
+	// Keep is how long the checkpoint of an import that failed for a passing reason is kept
+	// for a retry; 0: not at all.
+	Keep time.Duration
+	Log  zerolog.Logger
 }
 
 // Observer is told what metrics count. Its methods must not block.
 type Observer interface {
-	// Ended is called once for each attempt, with the attempt's outcome, its
-	// duration, and what it moved.
-	Ended(kind tasks.Kind, region, outcome string, took time.Duration, counters tasks.Counters, received int64)
+	// Ended is called once for each attempt, with the attempt's outcome and its duration.
+	Ended(kind tasks.Kind, region, outcome string, took time.Duration)
+	// StageEnded is called when an attempt leaves a stage, with how long it was in it.
+	StageEnded(kind tasks.Kind, region string, stage tasks.Stage, took time.Duration)
+	// Moved is called with every beat and at the end of an attempt, with what it read since
+	// the last call, and what of its counters has grown since.
+	Moved(kind tasks.Kind, region string, bytes, retries, stalls int64)
 }
 
 type nobody struct{}
 
-func (nobody) Ended(tasks.Kind, string, string, time.Duration, tasks.Counters, int64) {}
+func (nobody) Ended(tasks.Kind, string, string, time.Duration)           {}
+func (nobody) StageEnded(tasks.Kind, string, tasks.Stage, time.Duration) {}
+func (nobody) Moved(tasks.Kind, string, int64, int64, int64)             {}
 
 // Lease is the default of Options.Lease.
 const Lease = 8 * time.Second
@@ -82,6 +97,7 @@ type Runner struct {
 	regions map[string]Region
 	opt     Options
 	now     func() time.Time
+	tracer  trace.Tracer
 
 	mu     sync.Mutex
 	hearts map[tasks.ID]*heart // of the attempts that run here
@@ -99,7 +115,9 @@ func New(claims tasks.Claims, regions map[string]Region, opt Options) *Runner {
 	if opt.Observe == nil {
 		opt.Observe = nobody{}
 	}
-	return &Runner{claims: claims, regions: regions, opt: opt, now: time.Now, hearts: map[tasks.ID]*heart{}}
+	return &Runner{
+		claims: claims, regions: regions, opt: opt, now: time.Now, tracer: otel.Tracer(tracerName), hearts: map[tasks.ID]*heart{},
+	}
 }
 
 func defaultTo[T comparable](v *T, def T) {
@@ -128,6 +146,7 @@ func (r *Runner) Handle(ctx context.Context, ref tasks.Ref) (outcome string, err
 		task:   claimed.Task,
 		held:   claimed.Held,
 		began:  r.now(),
+		saved:  len(claimed.Checkpoint) > 0,
 		region: r.regions[claimed.Task.Region],
 		log: r.opt.Log.With().Str(string(claimed.Task.Kind())+"_id", string(ref.ID)).Int64("epoch", int64(claimed.Held.Epoch)).
 			Str("request_id", claimed.Task.RequestID).Logger(),

@@ -14,7 +14,7 @@ import (
 
 func (r *rig) deleteImage(spec *tasks.Spec) {
 	r.t.Helper()
-	if err := r.store.DeleteImage(r.t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); err != nil {
+	if err := r.store.DeleteImage(r.t.Context(), scopeOf(spec), spec.ID); err != nil {
 		r.t.Fatal(err)
 	}
 }

@@ -59,7 +59,7 @@ func TestDrainAndResume(t *testing.T) {
 			r.handle(spec)
 			r.wantImage(spec, a, b)
 			// At most one interval, its rounding, and what was in flight.
-			if got := counted.received; got > chunk+markEvery+8*chunk {
+			if got := counted.received.Load(); got > chunk+markEvery+8*chunk {
 				t.Errorf("the second attempt read %d bytes again", got)
 			}
 			end := r.get(spec)

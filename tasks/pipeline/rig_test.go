@@ -144,7 +144,7 @@ func (r *rig) accept(disks ...[]byte) *tasks.Spec {
 	if r.edit != nil {
 		r.edit(spec)
 	}
-	service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Limits{}, time.Now)
+	service := tasks.NewService(r.store, NewPreflight(r.runner().regions), tasks.Policy{}, time.Now)
 	if _, _, err := service.Register(r.t.Context(), spec); err != nil {
 		r.t.Fatal(err)
 	}
@@ -160,9 +160,14 @@ func (r *rig) handle(spec *tasks.Spec) string {
 	return outcome
 }
 
+// scopeOf is where a task of tenant d1 is found.
+func scopeOf(spec *tasks.Spec) tasks.Scope {
+	return tasks.Scope{Region: region, Tenant: "d1", Kind: spec.Kind()}
+}
+
 func (r *rig) get(spec *tasks.Spec) *tasks.Task {
 	r.t.Helper()
-	task, err := r.store.Get(r.t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID)
+	task, err := r.store.Get(r.t.Context(), scopeOf(spec), spec.ID)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -171,14 +176,14 @@ func (r *rig) get(spec *tasks.Spec) *tasks.Task {
 
 func (r *rig) cancel(spec *tasks.Spec) {
 	r.t.Helper()
-	if _, err := r.store.Cancel(r.t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID); err != nil {
+	if _, err := r.store.Cancel(context.WithoutCancel(r.t.Context()), scopeOf(spec), spec.ID); err != nil {
 		r.t.Error(err)
 	}
 }
 
 // cancelOnce does not mind that the import was canceled before.
 func (r *rig) cancelOnce(spec *tasks.Spec) {
-	_, err := r.store.Cancel(r.t.Context(), tasks.Scope{Region: region, Tenant: "d1"}, spec.ID)
+	_, err := r.store.Cancel(r.t.Context(), scopeOf(spec), spec.ID)
 	if err != nil && !errors.Is(err, tasks.ErrCancelRequested) {
 		r.t.Error(err)
 	}
@@ -301,11 +306,13 @@ func stallAt(at int64) func(storage.Object) storage.Object {
 	}
 }
 
-type counter struct{ received int64 }
-
-func (c *counter) Ended(_ tasks.Kind, _, _ string, _ time.Duration, _ tasks.Counters, received int64) {
-	c.received += received
+// counter is an Observer of what is read.
+type counter struct {
+	nobody
+	received atomic.Int64
 }
+
+func (c *counter) Moved(_ tasks.Kind, _ string, bytes, _, _ int64) { c.received.Add(bytes) }
 
 // replacing calls do when the second half of the object is read.
 type replacing struct {
@@ -373,9 +380,9 @@ type deaf struct {
 	cut atomic.Bool
 }
 
-func (d *deaf) Beat(ctx context.Context, h tasks.Held, p tasks.Progress, lease time.Duration) (tasks.State, error) {
+func (d *deaf) Beat(ctx context.Context, h tasks.Held, p tasks.Progress, lease time.Duration) (tasks.Pulse, error) {
 	if d.cut.Load() {
-		return "", fault.New(fault.Unavailable, "store_unavailable", "The record store is not available.")
+		return tasks.Pulse{}, fault.New(fault.Unavailable, "store_unavailable", "The record store is not available.")
 	}
 	return d.Claims.Beat(ctx, h, p, lease)
 }
