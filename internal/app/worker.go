@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
@@ -25,6 +27,8 @@ type Worker struct {
 	dispatcher *queue.Dispatcher
 	server     *queue.Server
 	health     *httpapi.Server
+	metrics    *attemptMetrics
+	registry   *prometheus.Registry
 	log        zerolog.Logger
 }
 
@@ -41,8 +45,9 @@ func NewWorker(cfg *config.Config, log zerolog.Logger) (*Worker, error) {
 	name := instance()
 	log = log.With().Str("worker", name).Logger()
 	pool := storage.NewPool(int64(cfg.Worker.Memory), int64(cfg.Worker.Chunk))
-	metrics := newAttemptMetrics()
-	w := &Worker{parts: p, log: log}
+	metrics := newAttemptMetrics(cfg.Regions)
+	policy := policyOf(cfg.Limits)
+	w := &Worker{parts: p, metrics: metrics, log: log}
 	w.runner = pipeline.New(p.store, p.regions, pipeline.Options{
 		Worker: name,
 		Fetch: storage.Options{
@@ -54,22 +59,26 @@ func NewWorker(cfg *config.Config, log zerolog.Logger) (*Worker, error) {
 		},
 		Spool:   func(bytes int64) (pipeline.Spool, error) { return spool.Reserve(bytes) },
 		Observe: metrics,
+		Policy:  policy,
+		Keep:    cfg.Records.KeepPartial,
 		Log:     log,
 	})
-	w.dispatcher = queue.NewDispatcher(p.store, p.store, queue.New(p.rdb), name, pipeline.Lease, log)
+	w.dispatcher = queue.NewDispatcher(p.store, p.store, queue.New(p.rdb), queue.DispatcherOptions{
+		Who: name, Lease: pipeline.Lease, Policy: policy, Log: log,
+	})
 	w.dispatcher.OnCancel = w.runner.Cancel
 	w.server = queue.NewServer(p.rdb, queue.ServerOptions{
 		Concurrency:  cfg.Worker.Concurrency,
 		DrainTimeout: cfg.Worker.DrainTimeout,
 		Log:          log,
 	})
-	registry := newRegistry(metrics.collectors()...)
-	registry.MustRegister(workerGauges(w.runner, pool, w.dispatcher)...)
+	w.registry = newRegistry(slices.Concat(metrics.collectors(), workerGauges(w.runner, pool, w.dispatcher), []prometheus.Collector{newRedisCollector(p)})...)
 	w.health = httpapi.New(httpapi.Options{
 		OperatorToken: cfg.Operator.Token,
 		OpenMetrics:   cfg.Operator.OpenMetrics,
 		Checks:        []httpapi.Check{{Name: "redis", Func: p.redisReady(cfg.Redis.RequireDurable)}},
-		Registry:      registry,
+		Registry:      w.registry,
+		Audit:         auditStream{log},
 		Log:           log,
 	})
 	return w, nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -46,14 +47,13 @@ type transport interface {
 // It keeps only as many tickets in the queue as there are free slots and a few
 // more, and gives each next one to the tenant with the fewest imports in
 // service. So a tenant with a thousand imports delays another's single one by
-// no more than a few.
+// no more than a few. A tenant with as many in service as it may have is passed
+// over, and takes none of that room.
 type Dispatcher struct {
 	backlog tasks.Backlog
 	signals tasks.Signals
 	queue   transport
-	who     string
-	lease   time.Duration
-	log     zerolog.Logger
+	opt     DispatcherOptions
 
 	// OnCancel is called for each cancel that the Dispatcher hears of, whether
 	// it leads or not. Set it before Run.
@@ -67,16 +67,28 @@ type Dispatcher struct {
 	served       map[tasks.Tenant]int64 // order in which tenants got their last ticket
 	servings     int64
 	suspects     map[string]bool // tasks seen taken but unclaimed at the last look
+	forecast     forecast
 
 	leading atomic.Bool
 	expired atomic.Int64
 }
 
-// NewDispatcher returns a Dispatcher that calls itself who, which no other one
-// may do. lease is how long a claim lasts without a beat.
-func NewDispatcher(backlog tasks.Backlog, signals tasks.Signals, queue transport, who string, lease time.Duration, log zerolog.Logger) *Dispatcher {
+// DispatcherOptions set up a Dispatcher.
+type DispatcherOptions struct {
+	// Who is its name, which no other one may have.
+	Who string
+	// Lease is how long a claim lasts without a beat.
+	Lease time.Duration
+	// Policy bounds how many imports of a tenant are in service at a time:
+	// Allowance.Running. Clean-ups are handed out in any case.
+	Policy tasks.Policy
+	Log    zerolog.Logger
+}
+
+// NewDispatcher returns a Dispatcher, which does nothing before Run.
+func NewDispatcher(backlog tasks.Backlog, signals tasks.Signals, queue transport, opt DispatcherOptions) *Dispatcher {
 	return &Dispatcher{
-		backlog: backlog, signals: signals, queue: queue, who: who, lease: lease, log: log,
+		backlog: backlog, signals: signals, queue: queue, opt: opt,
 		OnCancel: func(tasks.ID) {},
 		served:   map[tasks.Tenant]int64{},
 		suspects: map[string]bool{},
@@ -111,9 +123,9 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	<-listening
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	if err := d.backlog.Resign(ctx, d.who); err != nil {
+	if err := d.backlog.Resign(ctx, d.opt.Who); err != nil {
 		// Another takes the lead when it runs out.
-		d.log.Warn().Err(err).Msg("dispatcher did not resign")
+		d.opt.Log.Warn().Err(err).Msg("dispatcher did not resign")
 	}
 	return nil
 }
@@ -127,7 +139,7 @@ func (d *Dispatcher) listen(ctx context.Context, wake chan<- struct{}) {
 		}
 	}
 	if err := d.signals.Listen(ctx, onWork, func(id tasks.ID) { d.OnCancel(id) }); ctx.Err() == nil {
-		d.log.Error().Err(err).Msg("dispatcher lost its signals")
+		d.opt.Log.Error().Err(err).Msg("dispatcher lost its signals")
 	}
 }
 
@@ -143,7 +155,7 @@ func (d *Dispatcher) round(parent context.Context) {
 		d.leading.Store(false)
 		d.lastRound = time.Time{}
 		if parent.Err() == nil {
-			d.log.Warn().Err(err).Msg("dispatcher does not reach the store")
+			d.opt.Log.Warn().Err(err).Msg("dispatcher does not reach the store")
 		}
 		return
 	}
@@ -151,7 +163,7 @@ func (d *Dispatcher) round(parent context.Context) {
 	// workers first get a lease's time to beat. A clock that was set ahead is a
 	// gap. One that was set back only makes claims last longer: that nodes of a
 	// Cluster differ by some milliseconds protects nobody.
-	if now.Sub(d.lastRound) > d.lease/2 || now.Before(d.healthySince) {
+	if now.Sub(d.lastRound) > d.opt.Lease/2 || now.Before(d.healthySince) {
 		d.healthySince = now
 	}
 	d.lastRound = now
@@ -160,9 +172,11 @@ func (d *Dispatcher) round(parent context.Context) {
 	d.leading.Store(err == nil)
 	if err == nil {
 		err = d.lead(ctx, now)
+	} else {
+		d.forecast = forecast{}
 	}
 	if err != nil && !errors.Is(err, errNotLeading) && parent.Err() == nil {
-		d.log.Warn().Err(err).Msg("dispatcher round failed")
+		d.opt.Log.Warn().Err(err).Msg("dispatcher round failed")
 	}
 }
 
@@ -171,7 +185,7 @@ func (d *Dispatcher) keepLead(ctx context.Context) error {
 	if time.Since(d.renewed) < renewEvery {
 		return nil
 	}
-	switch leads, err := d.backlog.Lead(ctx, d.who, leadFor); {
+	switch leads, err := d.backlog.Lead(ctx, d.opt.Who, leadFor); {
 	case err != nil:
 		return err
 	case !leads:
@@ -193,7 +207,8 @@ func (d *Dispatcher) lead(ctx context.Context, now time.Time) error {
 		return err
 	}
 	maps.DeleteFunc(d.served, func(t tasks.Tenant, _ int64) bool { return loads[t].Open == 0 })
-	err = errors.Join(d.dispatch(ctx, loads, now), d.reclaim(ctx, loads, now))
+	handed, err := d.dispatch(ctx, loads, now)
+	err = errors.Join(err, d.reclaim(ctx, loads, now), d.predict(ctx, loads, handed, now))
 	if now.Sub(d.lastTidy) >= tidyEvery || now.Before(d.lastTidy) {
 		d.lastTidy = now
 		err = errors.Join(err, d.tidy(ctx, loads, now))
@@ -221,49 +236,53 @@ func (d *Dispatcher) each(ctx context.Context, loads map[tasks.Tenant]tasks.Load
 	return errors.Join(errs...)
 }
 
-// dispatch hands out clean-ups, and imports as far as there is room.
-func (d *Dispatcher) dispatch(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) error {
+// dispatch hands out clean-ups, and imports as far as there is room. It brings loads
+// up to date and returns how many imports it handed out.
+func (d *Dispatcher) dispatch(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) (handed int, err error) {
 	// Clean-ups have slots of their own, and so no part in the window.
-	err := d.each(ctx, loads, func(l tasks.Load) bool { return l.Cleanups > 0 }, func(tenant tasks.Tenant) error {
-		return d.hand(ctx, tenant, true, min(loads[tenant].Cleanups, cleanBatch), now)
+	err = d.each(ctx, loads, func(l tasks.Load) bool { return l.Cleanups > 0 }, func(tenant tasks.Tenant) error {
+		_, err := d.hand(ctx, tenant, true, min(loads[tenant].Cleanups, cleanBatch), now)
+		return err
 	})
 	free, ferr := d.free(loads)
 	if ferr != nil {
-		return errors.Join(err, ferr)
+		return 0, errors.Join(err, ferr)
 	}
-	for failed := 0; free > 0 && failed < maxErrors; free-- {
-		tenant, ok := d.next(loads)
+	passed := map[tasks.Tenant]bool{} // over until the next round, after an error
+	for ; free > 0 && len(passed) < maxErrors; free-- {
+		tenant, ok := d.next(loads, passed)
 		if !ok {
 			break
 		}
 		if lerr := d.keepLead(ctx); lerr != nil {
-			return errors.Join(err, lerr)
+			return handed, errors.Join(err, lerr)
+		}
+		n, herr := d.hand(ctx, tenant, false, 1, now)
+		if herr != nil {
+			err = errors.Join(err, herr)
+			passed[tenant] = true
+			continue
 		}
 		load := loads[tenant]
-		load.Due--
-		if herr := d.hand(ctx, tenant, false, 1, now); herr != nil {
-			err = errors.Join(err, herr)
-			failed++
-			load.Due = 0 // this tenant is passed over until the next round
-		} else {
-			load.Dispatched++
-			d.servings++
-			d.served[tenant] = d.servings
-		}
+		load.Due-- // also if it was canceled meanwhile
+		load.Dispatched += n
 		loads[tenant] = load
+		handed += n
+		d.servings++
+		d.served[tenant] = d.servings
 	}
-	return err
+	return handed, err
 }
 
 // free counts how many tickets may be added to the queue.
 func (d *Dispatcher) free(loads map[tasks.Tenant]tasks.Load) (int, error) {
-	due, dispatched, running := 0, 0, 0
-	for _, load := range loads {
-		due += load.Due
+	ready, dispatched, running := false, 0, 0
+	for tenant, load := range loads {
+		ready = ready || d.ready(tenant, load)
 		dispatched += load.Dispatched
 		running += load.Running
 	}
-	if due == 0 {
+	if !ready {
 		return 0, nil
 	}
 	slots, err := d.queue.Slots()
@@ -273,38 +292,53 @@ func (d *Dispatcher) free(loads map[tasks.Tenant]tasks.Load) (int, error) {
 	return max(slots-running, 0) + ahead - dispatched, nil
 }
 
+// ready reports whether a tenant has an import that is due and may be handed out.
+func (d *Dispatcher) ready(tenant tasks.Tenant, load tasks.Load) bool {
+	return load.Due > 0 && d.room(tenant, load) > 0
+}
+
+// room is how many more imports of a tenant may be in service.
+func (d *Dispatcher) room(tenant tasks.Tenant, load tasks.Load) int {
+	if most := d.opt.Policy.For(tenant).Running; most > 0 {
+		return most - inService(load)
+	}
+	return math.MaxInt
+}
+
+func inService(load tasks.Load) int { return load.Dispatched + load.Running }
+
 // next picks the tenant with the fewest imports in service, and among equals
 // the one that has waited longest since its last turn.
-func (d *Dispatcher) next(loads map[tasks.Tenant]tasks.Load) (tasks.Tenant, bool) {
+func (d *Dispatcher) next(loads map[tasks.Tenant]tasks.Load, passed map[tasks.Tenant]bool) (tasks.Tenant, bool) {
 	var best tasks.Tenant
 	found := false
-	inService := func(t tasks.Tenant) int { return loads[t].Dispatched + loads[t].Running }
 	for t, load := range loads {
-		if load.Due > 0 && (!found || cmp.Or(
-			cmp.Compare(inService(t), inService(best)), cmp.Compare(d.served[t], d.served[best]), cmp.Compare(t, best)) < 0) {
+		if d.ready(t, load) && !passed[t] && (!found || cmp.Or(
+			cmp.Compare(inService(load), inService(loads[best])), cmp.Compare(d.served[t], d.served[best]), cmp.Compare(t, best)) < 0) {
 			best, found = t, true
 		}
 	}
 	return best, found
 }
 
-// hand gives n of a tenant's imports to the queue.
-func (d *Dispatcher) hand(ctx context.Context, tenant tasks.Tenant, cleanup bool, n int, now time.Time) error {
+// hand gives n of a tenant's imports to the queue, and returns how many it got.
+func (d *Dispatcher) hand(ctx context.Context, tenant tasks.Tenant, cleanup bool, n int, now time.Time) (handed int, err error) {
 	tickets, err := d.backlog.Dispatch(ctx, tenant, cleanup, n, now)
 	for _, t := range tickets {
 		qerr := d.queue.Enqueue(ctx, t)
 		if qerr == nil {
+			handed++
 			continue
 		}
 		// Without a task the ticket would be found in a while; this is sooner.
 		err = errors.Join(err, qerr, d.backlog.Recall(ctx, t, now))
 	}
-	return err
+	return handed, err
 }
 
 // reclaim takes back the claims of workers whose beats have stopped.
 func (d *Dispatcher) reclaim(ctx context.Context, loads map[tasks.Tenant]tasks.Load, now time.Time) error {
-	if now.Sub(d.healthySince) < d.lease {
+	if now.Sub(d.healthySince) < d.opt.Lease {
 		return nil
 	}
 	return d.each(ctx, loads, func(l tasks.Load) bool { return l.Expired > 0 }, func(tenant tasks.Tenant) error {
@@ -336,7 +370,7 @@ func (d *Dispatcher) expire(ctx context.Context, task *tasks.Task, now time.Time
 		return err
 	}
 	d.expired.Add(1)
-	d.log.Warn().Str("import_id", string(task.ID)).Int64("epoch", int64(task.Epoch)).Str("lost_worker", task.Worker).Dur("pause", pause).
+	d.opt.Log.Warn().Str("import_id", string(task.ID)).Int64("epoch", int64(task.Epoch)).Str("lost_worker", task.Worker).Dur("pause", pause).
 		Msg("claim ran out; the import is queued again")
 	return nil
 }
@@ -374,7 +408,7 @@ func (d *Dispatcher) recall(ctx context.Context, tenant tasks.Tenant, now time.T
 			suspects[name] = true
 			continue
 		}
-		d.log.Warn().Str("import_id", string(t.ID)).Int64("ticket", t.Number).Str("task", string(standing)).Msg("ticket recalled")
+		d.opt.Log.Warn().Str("import_id", string(t.ID)).Int64("ticket", t.Number).Str("task", string(standing)).Msg("ticket recalled")
 		if err := d.backlog.Recall(ctx, t, now); err != nil {
 			return err
 		}

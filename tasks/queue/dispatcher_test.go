@@ -70,8 +70,13 @@ func newFixture(t *testing.T) *fixture {
 	t.Parallel()
 	f := &fixture{t: t, belt: &belt{slots: 4, standing: map[string]Standing{}}, clock: start}
 	f.store = newStore(testenv.StartRedis(t).Client(), func() time.Time { return f.clock })
-	f.Dispatcher = NewDispatcher(f.store, f.store, f.belt, "d1", lease, zerolog.Nop())
+	f.Dispatcher = f.dispatcher("d1")
 	return f
+}
+
+// dispatcher returns another Dispatcher on the same store and belt.
+func (f *fixture) dispatcher(who string) *Dispatcher {
+	return NewDispatcher(f.store, f.store, f.belt, DispatcherOptions{Who: who, Lease: lease, Log: zerolog.Nop()})
 }
 
 // rounds lets time pass, round by round.
@@ -130,7 +135,7 @@ func TestOneTenantDoesNotStarveAnother(t *testing.T) {
 	// Import by import ends, and the next ticket is taken: only those that were
 	// out already come before the single one.
 	for i, h := range held[:ahead+1] {
-		if err := f.store.Fail(t.Context(), h, tasks.Failure{Code: "x"}, tasks.Attempt{}); err != nil {
+		if err := f.store.Fail(t.Context(), h, tasks.Failure{Code: "x"}, tasks.Attempt{}, 0); err != nil {
 			t.Fatal(err)
 		}
 		f.claim(f.belt.tickets[f.belt.slots+i].Ref)
@@ -337,7 +342,7 @@ func TestNothingIsLostWhenTheQueueIsAway(t *testing.T) {
 
 func TestOnlyTheLeaderDispatches(t *testing.T) {
 	f := newFixture(t)
-	other := NewDispatcher(f.store, f.store, f.belt, "d2", lease, zerolog.Nop())
+	other := f.dispatcher("d2")
 	f.round(t.Context())
 	other.round(t.Context())
 	if !f.Leading() || other.Leading() {

@@ -63,13 +63,20 @@ func New(rdb redis.UniversalClient) *Queue {
 	return &Queue{client: asynq.NewClientFromRedisClient(rdb), inspector: asynq.NewInspectorFromRedisClient(rdb)}
 }
 
+// traceHeader carries Ticket.Trace, in the form that W3C's Trace Context has.
+const traceHeader = "traceparent"
+
 // Enqueue hands a ticket to asynq. A ticket that is already there is no error.
 func (q *Queue) Enqueue(ctx context.Context, t tasks.Ticket) error {
 	payload, err := json.Marshal(t.Ref)
 	if err != nil {
 		return fmt.Errorf("encode ticket: %w", err)
 	}
-	_, err = q.client.EnqueueContext(ctx, asynq.NewTask(TaskType, payload),
+	var headers map[string]string
+	if t.Trace != "" {
+		headers = map[string]string{traceHeader: t.Trace}
+	}
+	_, err = q.client.EnqueueContext(ctx, asynq.NewTaskWithHeaders(TaskType, payload, headers),
 		asynq.TaskID(TaskID(t)), asynq.Queue(queueOf(t)), asynq.MaxRetry(0), asynq.Timeout(maxRuntime), asynq.Retention(retention))
 	if err != nil && !errors.Is(err, asynq.ErrTaskIDConflict) {
 		return fault.Wrap(fmt.Errorf("enqueue: %w", err), fault.Unavailable, "queue_unavailable", "The queue is not available.")

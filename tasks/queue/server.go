@@ -12,6 +12,7 @@ import (
 	"github.com/hibiken/asynq"
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/propagation"
 
 	"vmimport/tasks"
 )
@@ -53,7 +54,7 @@ func NewServer(rdb redis.UniversalClient, opt ServerOptions) *Server {
 
 // Run takes imports until ctx ends. Then it takes no more, tells running
 // attempts to drain (their context ends with tasks.ErrDraining), and returns
-// when they have.
+// when they have. The context of an attempt has the trace of its request.
 func (s *Server) Run(ctx context.Context, handle tasks.Handler) error {
 	drain, drained := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer drained(nil)
@@ -106,6 +107,8 @@ func (s *Server) serve(ctx, drain context.Context, task *asynq.Task, handle task
 	}
 	ctx, cancel := attemptContext(ctx, drain)
 	defer cancel()
+	// What is no trace leaves the context as it is.
+	ctx = propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier(task.Headers()))
 	outcome, err := handle(ctx, ref)
 	if err != nil {
 		s.opt.Log.Error().Err(err).Str("import_id", string(ref.ID)).Msg("attempt left its record to the dispatcher")

@@ -2,7 +2,10 @@ package queue
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -10,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
 
 	"vmimport/internal/testenv"
 	"vmimport/tasks"
@@ -124,6 +128,59 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestTraceOfARequest: an attempt goes on with the trace of the request that asked for
+// it. The payload is the record's address and no more.
+func TestTraceOfARequest(t *testing.T) {
+	t.Parallel()
+	rdb := testenv.StartRedis(t).Client()
+	q := New(rdb)
+	const traceID, spanID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+	want := map[tasks.ID]string{}
+	for _, tt := range []struct{ trace, want string }{
+		{"00-" + traceID + "-" + spanID + "-01", traceID + " " + spanID + " true"},
+		{"00-" + traceID + "-" + spanID + "-00", traceID + " " + spanID + " false"},
+		{"", ""},
+		{"no trace at all", ""},
+		{"00-00000000000000000000000000000000-" + spanID + "-01", ""},
+		{strings.Repeat("0", 1<<16), ""},
+	} {
+		tk := newTicket(false)
+		tk.Trace = tt.trace
+		want[tk.ID] = tt.want
+		if err := q.Enqueue(t.Context(), tk); err != nil {
+			t.Fatal(err)
+		}
+		info, err := q.inspector.GetTaskInfo(ImportQueue, TaskID(tk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var payload map[string]string
+		if err := json.Unmarshal(info.Payload, &payload); err != nil || len(payload) != 2 {
+			t.Errorf("payload %s, %v", info.Payload, err)
+		}
+	}
+	type seen struct {
+		id   tasks.ID
+		span trace.SpanContext
+	}
+	got := make(chan seen, len(want))
+	stop := serve(t, rdb, 1, func(ctx context.Context, ref tasks.Ref) (string, error) {
+		got <- seen{ref.ID, trace.SpanContextFromContext(ctx)}
+		return "", nil
+	})
+	for range len(want) {
+		s := <-got
+		text := ""
+		if s.span.IsValid() {
+			text = fmt.Sprintf("%s %s %v", s.span.TraceID(), s.span.SpanID(), s.span.IsSampled())
+		}
+		if text != want[s.id] || s.span.IsValid() != s.span.IsRemote() {
+			t.Errorf("trace %q, want %q", text, want[s.id])
+		}
+	}
+	stop()
+}
+
 func TestBadTasksDoNoHarm(t *testing.T) {
 	t.Parallel()
 	rdb := testenv.StartRedis(t).Client()
@@ -159,7 +216,7 @@ func TestEndToEnd(t *testing.T) {
 	f := &fixture{t: t, clock: time.Now()}
 	rdb := testenv.StartRedis(t).Client()
 	f.store = newStore(rdb, nil)
-	f.Dispatcher = NewDispatcher(f.store, f.store, New(rdb), "d1", lease, zerolog.Nop())
+	f.Dispatcher = NewDispatcher(f.store, f.store, New(rdb), DispatcherOptions{Who: "d1", Lease: lease, Log: zerolog.Nop()})
 	canceled := make(chan tasks.ID, 1)
 	f.OnCancel = func(id tasks.ID) { canceled <- id }
 	ctx, cancel := context.WithCancel(t.Context())
