@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -40,14 +39,6 @@ func NewLogger(w io.Writer, level, component string) zerolog.Logger {
 	log := zerolog.New(w).Level(l).With().Timestamp().Str("component", component).Logger()
 	redis.SetLogger(redisLog{log})
 	return log
-}
-
-// redisLog takes what go-redis would write to standard error in its own form.
-type redisLog struct{ log zerolog.Logger }
-
-// Printf implements the logger of go-redis.
-func (l redisLog) Printf(_ context.Context, format string, args ...any) {
-	l.log.Warn().Msgf(format, args...)
 }
 
 // parts is what API and worker have in common.
@@ -85,11 +76,11 @@ func open(cfg *config.Config) (*parts, error) {
 			return nil, errors.Join(fmt.Errorf("region %s: %w", rc.ID, err), p.Close())
 		}
 	}
-	rdb, err := openRedis(cfg.Redis.URL)
+	rdb, err := openRedis(cfg.Redis)
 	if err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
-	p.rdb, p.store = rdb, redisstore.New(rdb, redisstore.Options{Retention: cfg.Records.Retention})
+	p.rdb, p.store = rdb, redisstore.New(rdb, redisstore.Options{Retention: cfg.Records.Retention, Replicas: cfg.Redis.Replicas})
 	return p, nil
 }
 
@@ -104,24 +95,6 @@ func (p *parts) Close() error {
 		errs = append(errs, p.rdb.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// redisTimeout bounds one exchange with Redis, whose disk may be slow to sync.
-const redisTimeout = 3 * time.Second
-
-func openRedis(url secret.Text) (redis.UniversalClient, error) {
-	opt, err := redis.ParseURL(url.Reveal())
-	if err != nil {
-		// The error of ParseURL may quote the URL, and so the password.
-		return nil, errors.New("redis.url is not a valid Redis URL")
-	}
-	// Room for the heartbeats and reads of all imports beside asynq's own.
-	opt.PoolSize = 64
-	// A beat must end well within a lease, also on a connection that went dead
-	// without a word; the client heeds a context's deadline only if told to.
-	opt.ContextTimeoutEnabled = true
-	opt.ReadTimeout, opt.WriteTimeout = redisTimeout, redisTimeout
-	return redis.NewClient(opt), nil
 }
 
 func (p *parts) openRegion(rc config.Region) error {
@@ -255,25 +228,4 @@ func instance() string {
 	var salt [3]byte
 	_, _ = rand.Read(salt[:]) // never fails
 	return fmt.Sprintf("%s-%d-%s", host, os.Getpid(), hex.EncodeToString(salt[:]))
-}
-
-// redisReady fails while Redis does not answer, or (if required) would lose
-// what it accepted.
-func (p *parts) redisReady(requireDurable bool) func(context.Context) error {
-	return func(ctx context.Context) error {
-		if err := p.rdb.Ping(ctx).Err(); err != nil {
-			return errors.New("redis does not answer")
-		}
-		if !requireDurable {
-			return nil
-		}
-		problems, err := p.store.Durability(ctx)
-		if err != nil {
-			return errors.New("redis does not tell how it is set up")
-		}
-		if len(problems) > 0 {
-			return fmt.Errorf("redis may lose accepted imports: %s", strings.Join(problems, "; "))
-		}
-		return nil
-	}
 }

@@ -29,7 +29,10 @@ import (
 	"vmimport/tasks/redisstore"
 )
 
-const region = "jp-east-3"
+const (
+	region        = "jp-east-3"
+	operatorToken = "token of the operators"
+)
 
 // settings are what differs between the tests' clusters. Zero members are as
 // the service has them by default.
@@ -41,6 +44,14 @@ type settings struct {
 	parallel        int
 	checkpointEvery string
 	directory       bool // objects are in a directory, which exports can be written to
+	redis           *redisGroup
+	tenants         []string // blue and green by default
+}
+
+// redisGroup is what takes the place of a single Redis.
+type redisGroup struct {
+	config map[string]any
+	rdb    redis.UniversalClient
 }
 
 // drainTimeout is how long a worker of a cluster may take to stop.
@@ -51,10 +62,11 @@ type cluster struct {
 	t       testing.TB
 	dir     string
 	config  string
-	images  string // the image directory
-	objects string // the object directory
-	redis   *testenv.Redis
-	rdb     *redis.Client
+	images  string         // the image directory
+	objects string         // the object directory
+	redis   *testenv.Redis // nil if there is a group
+	redisAt map[string]any // as configured
+	rdb     redis.UniversalClient
 	records *redisstore.Store
 	store   *objectStore
 	link    *link.Link
@@ -74,12 +86,18 @@ func startCluster(t testing.TB, s settings) *cluster {
 	}
 	dir := t.TempDir()
 	c := &cluster{t: t, dir: dir, config: filepath.Join(dir, "vmimport.yaml"), images: filepath.Join(dir, "images"), objects: filepath.Join(dir, "objects")}
-	c.redis = testenv.StartRedis(t)
-	c.rdb = c.redis.Client()
+	if s.redis == nil {
+		c.redis = testenv.StartRedis(t)
+		s.redis = &redisGroup{map[string]any{"url": c.redis.URL()}, c.redis.Client()}
+	}
+	c.rdb, c.redisAt = s.redis.rdb, s.redis.config
 	c.records = redisstore.New(c.rdb, redisstore.Options{Retention: 24 * time.Hour})
 	c.store = startObjectStore(t)
 	c.link = link.Start(t, strings.TrimPrefix(c.store.URL, "http://"), s.bytesPerSecond)
-	c.addTenants("blue", "green")
+	if s.tenants == nil {
+		s.tenants = []string{"blue", "green"}
+	}
+	c.addTenants(s.tenants...)
 	c.configure(s)
 	t.Cleanup(c.end)
 	for range s.apis {
@@ -131,7 +149,7 @@ func (c *cluster) addTenants(names ...string) {
 			cluster: c,
 			name:    tasks.Tenant("domain-" + name),
 			project: fmt.Sprintf("%032x", 0xa0+i),
-			token:   "token of " + name,
+			token:   "token-of-" + name,
 		})
 	}
 }
@@ -140,7 +158,7 @@ func (c *cluster) addTenants(names ...string) {
 func (c *cluster) configure(s settings) {
 	c.t.Helper()
 	type m = map[string]any
-	tokens, secretKey := filepath.Join(c.dir, "tokens.yaml"), filepath.Join(c.dir, "s3-secret")
+	tokens, secretKey, operator := filepath.Join(c.dir, "tokens.yaml"), filepath.Join(c.dir, "s3-secret"), filepath.Join(c.dir, "operator")
 	var entries []localtokens.Entry
 	for _, t := range c.tenants {
 		entries = append(entries, localtokens.Entry{
@@ -163,11 +181,13 @@ func (c *cluster) configure(s settings) {
 	}
 	err := errors.Join(
 		os.WriteFile(secretKey, []byte(c.store.SecretKey), 0o600),
+		os.WriteFile(operator, []byte(operatorToken), 0o600),
 		writeYAML(tokens, m{"tokens": entries}),
 		writeYAML(c.config, m{
-			"redis":  m{"url": c.redis.URL()},
-			"listen": "127.0.0.1:0",
-			"worker": worker,
+			"redis":    c.redisAt,
+			"listen":   "127.0.0.1:0",
+			"operator": m{"token_file": operator},
+			"worker":   worker,
 			"regions": []m{{
 				"id":      region,
 				"fjcloud": m{"profile": "gen3", "extensions": []string{".raw", ".vhd"}, "tokens_file": tokens},
@@ -329,11 +349,7 @@ func (c *cluster) checkNothingLeft() {
 	for _, e := range staged {
 		t.Errorf("left in staging: %s", e.Name())
 	}
-	keys, err := c.rdb.Keys(t.Context(), "vmimport:*").Result()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, key := range keys {
+	for _, key := range c.keys("vmimport:*") {
 		kind := key[strings.LastIndex(key, "}:")+1:]
 		// Redis has no empty collections: the key is there if anything is in it.
 		if slices.Contains([]string{":waiting", ":dispatched", ":running", ":images", ":names"}, kind) {
@@ -350,6 +366,30 @@ func (c *cluster) checkNothingLeft() {
 			t.Errorf("record %s has state, claim_until and checkpoint %v", key, got)
 		}
 	}
+}
+
+// keys returns the names of all keys of a pattern, on all nodes.
+func (c *cluster) keys(pattern string) (all []string) {
+	c.t.Helper()
+	var mu sync.Mutex
+	each := func(ctx context.Context, node *redis.Client) error {
+		keys, err := node.Keys(ctx, pattern).Result()
+		mu.Lock()
+		defer mu.Unlock()
+		all = append(all, keys...)
+		return err
+	}
+	var err error
+	switch rdb := c.rdb.(type) {
+	case *redis.ClusterClient:
+		err = rdb.ForEachMaster(c.t.Context(), each)
+	case *redis.Client:
+		err = each(c.t.Context(), rdb)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return all
 }
 
 // pause waits and reports whether ctx still runs.
