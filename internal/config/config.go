@@ -22,23 +22,34 @@ import (
 // Config is the configuration of an API or worker process. Both read the same
 // file; each uses its part.
 type Config struct {
-	Redis    Redis    `yaml:"redis"`
-	Listen   string   `yaml:"listen"` // of the API, host:port
-	Operator Operator `yaml:"operator"`
-	Log      Log      `yaml:"log"`
-	Records  Records  `yaml:"records"`
-	Limits   Limits   `yaml:"limits"`
-	HTTP     HTTP     `yaml:"http"`
-	Worker   Worker   `yaml:"worker"`
-	Aliyun   *Aliyun  `yaml:"aliyun"`
-	Regions  []Region `yaml:"regions"`
+	Redis    Redis     `yaml:"redis"`
+	Listen   string    `yaml:"listen"` // of the API, host:port
+	Operator Operator  `yaml:"operator"`
+	Log      Log       `yaml:"log"`
+	Records  Records   `yaml:"records"`
+	Limits   Limits    `yaml:"limits"`
+	HTTP     HTTP      `yaml:"http"`
+	Worker   Worker    `yaml:"worker"`
+	Webhooks []Webhook `yaml:"webhooks"`
+	Audit    Audit     `yaml:"audit"`
+	Tracing  Tracing   `yaml:"tracing"`
+	Aliyun   *Aliyun   `yaml:"aliyun"`
+	Regions  []Region  `yaml:"regions"`
 }
 
 // Redis is where the records and the queue are.
 type Redis struct {
 	// URL is redis://, rediss:// (TLS) or unix://, with user, password and
-	// database as go-redis reads them.
+	// database as go-redis reads them. Further addresses are parameters, addr=host:port,
+	// as often as needed; for Sentinels also master_name, sentinel_username and
+	// sentinel_password.
 	URL secret.Text `yaml:"url"`
+	// Mode is what the addresses are: those of a server, of sentinels, or of some nodes of a
+	// cluster.
+	Mode string `yaml:"mode"`
+	// Replicas is how many replicas must have an import before it is accepted. Without, one
+	// that was accepted in the moment of a failover may be lost.
+	Replicas int `yaml:"replicas"`
 	// RequireDurable makes the API unready while Redis would lose accepted
 	// imports in a crash or under memory pressure.
 	RequireDurable bool `yaml:"require_durable"`
@@ -60,17 +71,61 @@ type Log struct {
 // Records says how long records live.
 type Records struct {
 	Retention time.Duration `yaml:"retention"` // of finished imports
+	// KeepPartial is how long that is kept which an import had written when it failed for a
+	// passing reason, so that a retry goes on from there; 0: not at all.
+	KeepPartial time.Duration `yaml:"keep_partial"`
 }
 
 // Limits are per tenant.
 type Limits struct {
-	Unfinished int `yaml:"unfinished_imports"` // 0 for no bound
+	Limit `yaml:",inline"`
+	// EventStreams is how many streams of events a tenant may have open at one API process.
+	EventStreams int `yaml:"event_streams"`
+	// Tenants have limits of their own: domains of OpenStack, accounts of access keys.
+	Tenants map[string]Limit `yaml:"tenants"`
+}
+
+// Limit is what one tenant may have. 0 is no bound; in Limits.Tenants it is what all have,
+// and -1 no bound (of bandwidth: more than ever comes).
+type Limit struct {
+	Unfinished int      `yaml:"unfinished_imports"`
+	Running    int      `yaml:"running"`   // imports and exports at a time, of all workers
+	Bandwidth  ByteSize `yaml:"bandwidth"` // bytes per second that all of these read together
+}
+
+// Webhook is a receiver of events.
+type Webhook struct {
+	ID  string `yaml:"id"`
+	URL string `yaml:"url"` // https, or http with AllowPrivate
+	// SecretFile holds the key of the signatures, 32 characters at least.
+	SecretFile string `yaml:"secret_file"`
+	// Tenants, Dialects and States are those whose events are sent; none: all.
+	Tenants  []string `yaml:"tenants"`
+	Dialects []string `yaml:"dialects"`
+	States   []string `yaml:"states"`
+	// AllowPrivate allows addresses that are loopback, link-local or private.
+	AllowPrivate bool   `yaml:"allow_private"`
+	CAFile       string `yaml:"ca_file"`
+}
+
+// Audit is the log of who asked for what.
+type Audit struct {
+	// Path is a file that lines are added to; empty: they go to the log.
+	Path string `yaml:"path"`
+}
+
+// Tracing is where traces of requests and attempts go.
+type Tracing struct {
+	Endpoint string  `yaml:"endpoint"` // of OTLP over HTTP, such as http://127.0.0.1:4318; empty: off
+	Sample   float64 `yaml:"sample"`   // of the traces that begin here, the part that is kept: 0 to 1
 }
 
 // HTTP sets up the API's server.
 type HTTP struct {
 	// TrustedProxies are CIDR blocks whose X-Forwarded-For is believed.
 	TrustedProxies []string `yaml:"trusted_proxies"`
+	// Portal serves the web page for customers of regions with FJcloud.
+	Portal bool `yaml:"portal"`
 }
 
 // Aliyun sets up what the dialect of that name has in common in all regions.
@@ -224,11 +279,13 @@ type Glance struct{}
 // Default returns the configuration without a file.
 func Default() Config {
 	return Config{
-		Redis:   Redis{URL: secret.New("redis://127.0.0.1:6379/0"), RequireDurable: true},
+		Redis:   Redis{URL: secret.New("redis://127.0.0.1:6379/0"), RequireDurable: true, Mode: "server"},
 		Listen:  "127.0.0.1:8080",
 		Log:     Log{Level: "info"},
-		Records: Records{Retention: 30 * 24 * time.Hour},
-		Limits:  Limits{Unfinished: 10000},
+		Records: Records{Retention: 30 * 24 * time.Hour, KeepPartial: 24 * time.Hour},
+		Limits:  Limits{Limit: Limit{Unfinished: 10000}, EventStreams: 100},
+		HTTP:    HTTP{Portal: true},
+		Tracing: Tracing{Sample: 1},
 		Worker: Worker{
 			Listen:          "127.0.0.1:8081",
 			Concurrency:     4,
@@ -334,7 +391,20 @@ func (c *Config) Validate() error {
 	check(!c.Redis.URL.IsZero(), "redis.url is missing")
 	check(slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level), "log.level %q is none of debug, info, warn, error", c.Log.Level)
 	check(c.Records.Retention >= 24*time.Hour, "records.retention is below 24h")
-	check(c.Limits.Unfinished >= 0, "limits.unfinished_imports is negative")
+	check(c.Records.KeepPartial >= 0 && c.Records.KeepPartial < c.Records.Retention, "records.keep_partial is negative, or not below records.retention")
+	check(slices.Contains([]string{"server", "sentinel", "cluster"}, c.Redis.Mode), "redis.mode %q is none of server, sentinel, cluster", c.Redis.Mode)
+	check(c.Redis.Replicas >= 0, "redis.replicas is negative")
+	check(c.Limits.Unfinished >= 0 && c.Limits.Running >= 0, "limits: a number is negative")
+	check(c.Limits.EventStreams >= 0, "limits.event_streams is negative")
+	check(c.Tracing.Endpoint == "" || isURL(c.Tracing.Endpoint), "tracing.endpoint is no http or https URL")
+	check(c.Tracing.Sample >= 0 && c.Tracing.Sample <= 1, "tracing.sample is outside of 0 to 1")
+	hooks := map[string]bool{}
+	for i, h := range c.Webhooks {
+		at := fmt.Sprintf("webhooks[%d] (%s)", i, h.ID)
+		check(!hooks[h.ID], "%s: id is used twice", at)
+		hooks[h.ID] = true
+		h.validate(at, check)
+	}
 	w := c.Worker
 	check(w.Concurrency >= 1, "worker.concurrency is below 1")
 	check(w.Chunk >= 1<<20 && w.Chunk <= 64<<20, "worker.chunk %s is outside of 1MiB to 64MiB", w.Chunk)
@@ -401,6 +471,20 @@ func (r *Region) validate(at string, check func(ok bool, format string, args ...
 	check(r.Images.TargetFormat == "raw" || r.Images.TargetFormat == "qcow2", "%s: images.target_format %q is neither raw nor qcow2", at, r.Images.TargetFormat)
 	check(r.MaxDisk >= 0, "%s: max_disk is negative", at)
 }
+
+func (h *Webhook) validate(at string, check func(ok bool, format string, args ...any)) {
+	check(regionID.MatchString(h.ID), "%s: id is not of lower-case letters, digits and dashes", at)
+	check(strings.HasPrefix(h.URL, "https://") || h.AllowPrivate && strings.HasPrefix(h.URL, "http://"), "%s: url is no https URL (http needs allow_private)", at)
+	check(h.SecretFile != "", "%s: secret_file is missing", at)
+	for _, d := range h.Dialects {
+		check(d == "fjcloud" || d == "aliyun", "%s: dialects: %q is neither fjcloud nor aliyun", at, d)
+	}
+	for _, s := range h.States {
+		check(slices.Contains([]string{"queued", "processing", "succeeded", "failed", "cancelling", "canceled"}, s), "%s: states: %q is no state", at, s)
+	}
+}
+
+func isURL(s string) bool { return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") }
 
 func (a *AliyunRegion) validate(at string, check func(ok bool, format string, args ...any)) {
 	for _, f := range a.Formats {
