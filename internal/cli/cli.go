@@ -146,7 +146,7 @@ func New(env Env, extra ...*cobra.Command) *cobra.Command {
 
 	imports := a.imports()
 	root.AddCommand(a.pushCommand(), a.uploadCommand(), a.importCommand(), imports.listCommand(),
-		imports.statusCommand(), imports.watchCommand(), imports.cancelCommand(), a.exportCommand(), a.inspectCommand(), a.serverCommand(), a.versionCommand())
+		imports.statusCommand(), imports.watchCommand(), imports.cancelCommand(), imports.retryCommand(), a.eventsCommand(), a.exportCommand(), a.inspectCommand(), a.serverCommand(), a.versionCommand())
 	for _, cmd := range extra {
 		if check := cmd.Args; check != nil { // cobra's own checks know no usage error
 			cmd.Args = func(cmd *cobra.Command, args []string) error {

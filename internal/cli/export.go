@@ -51,7 +51,7 @@ What is written of an image called web01:
 	cmd.Flags().BoolVar(&wait, "wait", false, "watch the export until it has ended")
 	bindInterval(cmd.Flags(), &interval)
 	exports := a.exports()
-	cmd.AddCommand(exports.listCommand(), exports.statusCommand(), exports.watchCommand(), exports.cancelCommand())
+	cmd.AddCommand(exports.listCommand(), exports.statusCommand(), exports.watchCommand(), exports.cancelCommand(), exports.retryCommand())
 	return cmd
 }
 
@@ -105,7 +105,7 @@ func (f *exportFlags) of(a *app, image string) (client.ExportRequest, error) {
 func (a *app) exports() *kind[*client.Export, client.ExportEntry] {
 	return &kind[*client.Export, client.ExportEntry]{
 		app: a, name: tasks.KindExport, group: "vmimport export", made: "objects", begins: "export prints",
-		get: (*client.Client).ExportStatus, stop: (*client.Client).CancelExport, requested: client.CodeExportCancelRequested, all: (*client.Client).ListExports,
+		get: (*client.Client).ExportStatus, stop: (*client.Client).CancelExport, again: (*client.Client).RetryExport, requested: client.CodeExportCancelRequested, all: (*client.Client).ListExports,
 		wait: func(c *client.Client, ctx context.Context, id tasks.ID, interval time.Duration, p *Progress) (*client.Export, error) {
 			return c.WaitForExport(ctx, id, interval, p.ExportObserver())
 		},
@@ -137,7 +137,7 @@ func exportTable(e *client.Export) table {
 	for _, o := range x.Objects {
 		t = append(t, []string{"object", o.Name, exactly(o.Bytes)})
 	}
-	return append(t, outcome(e)...)
+	return slices.Concat(t, outcome(e), attempts(e))
 }
 
 // nextImport returns the command that imports what was exported for another region.

@@ -16,7 +16,7 @@ import (
 func (a *app) imports() *kind[*client.Import, client.Entry] {
 	return &kind[*client.Import, client.Entry]{
 		app: a, name: tasks.KindImport, group: "vmimport", made: "image", begins: "import and push print",
-		get: (*client.Client).Status, stop: (*client.Client).Cancel, requested: client.CodeCancelRequested, all: (*client.Client).List,
+		get: (*client.Client).Status, stop: (*client.Client).Cancel, again: (*client.Client).Retry, requested: client.CodeCancelRequested, all: (*client.Client).List,
 		wait: func(c *client.Client, ctx context.Context, id tasks.ID, interval time.Duration, p *Progress) (*client.Import, error) {
 			return c.WaitFor(ctx, id, interval, p.Observer())
 		},
@@ -55,5 +55,5 @@ func importTable(imp *client.Import) table {
 	for _, name := range slices.Sorted(maps.Keys(x.Digests)) {
 		t = append(t, []string{name, x.Digests[name]})
 	}
-	return append(t, outcome(imp)...)
+	return slices.Concat(t, outcome(imp), attempts(imp))
 }

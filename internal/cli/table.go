@@ -13,7 +13,7 @@ import (
 // table is text in columns.
 type table [][]string
 
-// standing, moved and outcome are the lines about a task that imports and exports have
+// standing, moved, outcome and attempts are the lines about a task that imports and exports have
 // in common, in the order in which they are shown.
 func standing(t client.Task) table {
 	s := t.Summary()
@@ -22,7 +22,20 @@ func standing(t client.Task) table {
 		{"status", string(s.State)},
 		{"progress", fmt.Sprintf("%d%%", s.Progress)},
 		{"stage", string(s.Stage)},
+		{"queue", place(s.Run)},
 	}
+}
+
+// place tells where a task waits, if it does.
+func place(r client.Run) string {
+	if r.QueuePosition == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("number %d", r.QueuePosition)
+	if !r.EstimatedStart.IsZero() {
+		text += ", starts at about " + formatTime(r.EstimatedStart)
+	}
+	return text
 }
 
 func moved(t client.Task) table {
@@ -45,6 +58,29 @@ func outcome(t client.Task) table {
 		{"error", s.Reason()},
 		{"remedy", s.Remedy},
 	}
+}
+
+// attempts tells what became of each.
+func attempts(t client.Task) table {
+	s := t.Summary()
+	if s.Retried == 0 && len(s.Attempts) < 2 && s.State.Final() && s.KeptUntil.IsZero() {
+		return nil // the one that there was ended as the task did
+	}
+	rows := table{{"kept until", formatTime(s.KeptUntil)}}
+	if s.Retried > 0 {
+		rows = append(rows, []string{"retried", fmt.Sprint(s.Retried)})
+	}
+	for _, a := range s.Attempts {
+		text := fmt.Sprintf("%d, %s to %s, %s, %s read", a.Attempt, formatTime(a.StartedAt), formatTime(a.EndedAt), a.Outcome, formatBytes(max(0, a.DoneBytes-a.FromBytes)))
+		if a.Message != "" {
+			text += ": " + a.Message
+		}
+		if a.Evidence != "" {
+			text += " (" + a.Evidence + ")"
+		}
+		rows = append(rows, []string{"attempt", text})
+	}
+	return rows
 }
 
 // capacity tells the size of a disk, if it is known.

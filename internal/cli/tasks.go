@@ -29,6 +29,7 @@ type kind[T interface {
 
 	get       func(*client.Client, context.Context, tasks.ID) (T, error)
 	stop      func(*client.Client, context.Context, tasks.ID) error
+	again     func(*client.Client, context.Context, tasks.ID) error
 	requested string // code of a second stop
 	all       func(*client.Client, context.Context) iter.Seq2[E, error]
 	wait      func(*client.Client, context.Context, tasks.ID, time.Duration, *Progress) (T, error)
@@ -46,8 +47,9 @@ func (k *kind[T, E]) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status ID",
 		Short: fmt.Sprintf("Show an %s as it stands", k.name),
-		Long: fmt.Sprintf(`Shows an %s as it stands: state, progress and %s, and if it failed the
-reason and what can be done. ID is what %s, and list shows.`, k.name, k.made, k.begins),
+		Long: fmt.Sprintf(`Shows an %s as it stands: state, progress and %s, its place in the queue if it
+waits, what became of each attempt, and if it failed the reason and what can be
+done. ID is what %s, and list shows.`, k.name, k.made, k.begins),
 		Args: k.arg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := k.client()
@@ -104,6 +106,43 @@ a cancel was asked before is then simply waited for.`, k.name),
 	cmd.Flags().BoolVar(&wait, "wait", false, fmt.Sprintf("wait until the %s has ended", k.name))
 	bindInterval(cmd.Flags(), &interval)
 	return cmd
+}
+
+func (k *kind[T, E]) retryCommand() *cobra.Command {
+	var interval time.Duration
+	var wait bool
+	cmd := &cobra.Command{
+		Use:   "retry ID",
+		Short: fmt.Sprintf("Have a failed %s tried again", k.name),
+		Long: fmt.Sprintf(`Has an %[1]s tried again that has failed. It keeps its id, and goes on from where
+it was if that is kept: status shows until when. Otherwise it begins again. With
+--wait, watches it, and prints the %[2]s.`, k.name, k.made),
+		Args: k.arg,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := k.client()
+			if err != nil {
+				return err
+			}
+			return k.retry(cmd.Context(), c, tasks.ID(args[0]), wait, interval)
+		},
+	}
+	cmd.Flags().BoolVar(&wait, "wait", false, fmt.Sprintf("watch the %s until it has ended", k.name))
+	bindInterval(cmd.Flags(), &interval)
+	return cmd
+}
+
+func (k *kind[T, E]) retry(ctx context.Context, c *client.Client, id tasks.ID, wait bool, interval time.Duration) error {
+	if err := k.again(c, ctx, id); err != nil {
+		return err
+	}
+	if wait {
+		return k.follow(ctx, c, id, interval, k.progress())
+	}
+	if k.json {
+		return writeJSON(k.env.Stdout, map[string]any{idMember(k.name): id, "retry": "accepted"})
+	}
+	_, err := fmt.Fprintf(k.env.Stdout, "retry of %s accepted\n", clean(string(id)))
+	return err
 }
 
 func (k *kind[T, E]) listCommand() *cobra.Command {

@@ -3,7 +3,7 @@
 //
 // Answers are decoded leniently: members that a service leaves out are zero, and
 // members that it adds are ignored, so that the client also works with other
-// services of that API. Calls are made once; only Watch and Upload, which may be
+// services of that API. Calls are made once; only Watch, Events and Upload, which may be
 // repeated without harm, try again after a passing failure.
 //
 // The token is sent to the two configured addresses and nowhere else: redirects
@@ -123,6 +123,7 @@ const (
 	CodeFinished              = "40402" // too late to cancel
 	CodeCancelRequested       = "40037" // a cancel of the import was accepted before
 	CodeExportCancelRequested = "40010" // a cancel of the export was accepted before
+	CodeNotFailed             = "40038" // there is nothing to try again
 	CodeNoContainer           = "40008" // the container of an export is not there, or cannot be used
 )
 

@@ -113,7 +113,20 @@ func (c *Client) ExportStatus(ctx context.Context, id tasks.ID) (*Export, error)
 
 // WatchExport yields an export as Watch does an import.
 func (c *Client) WatchExport(ctx context.Context, id tasks.ID, opt WatchOptions) iter.Seq2[*Export, error] {
-	return watch(ctx, opt, func() (*Export, error) { return c.ExportStatus(ctx, id) })
+	return watch(ctx, opt, c.follow(ctx, eventsPath(tasks.KindExport, id), "", opt.Trouble),
+		func() (*Export, error) { return c.ExportStatus(ctx, id) })
+}
+
+// at returns e as an event tells.
+func (e *Export) at(ev *Event) *Export {
+	now := *e
+	now.Extra.Run.at(ev, &now.State, &now.Progress)
+	return &now
+}
+
+// RetryExport asks for a failed export to be tried again, as Retry does for an import.
+func (c *Client) RetryExport(ctx context.Context, id tasks.ID) error {
+	return c.call(ctx, "retry export", http.MethodPost, taskPath(exportsPath, id)+"/retry", nil, nil)
 }
 
 // CancelExport asks for an export to stop, as Cancel does for an import. A second

@@ -161,14 +161,14 @@ func TestWatchExport(t *testing.T) {
 				return response(200, `{"export_status":"failed","error_message":"No. Do.","request_time":"yesterday","vmimport":{"remedy":"Do."}}`), nil
 			},
 		}
-		c := offline(t, func(r *http.Request) (*http.Response, error) {
+		c := offline(t, eventless(func(r *http.Request) (*http.Response, error) {
 			if r.URL.Path != "/v1/imageexport/x/status" {
 				t.Errorf("asked for %s", r.URL)
 			}
 			next := answers[0]
 			answers = answers[1:]
 			return next()
-		})
+		}))
 		var seen []tasks.State
 		troubles := 0
 		e, err := c.WaitForExport(t.Context(), "x", 0, client.ExportObserver{

@@ -101,14 +101,29 @@ func (c *Client) Status(ctx context.Context, id tasks.ID) (*Import, error) {
 	return imp, nil
 }
 
-// Watch yields an import as it stands, now and again, until its state is final.
+// Watch yields an import as it stands, now and again, until its state is final. It follows the
+// events of the service if that has any, and else looks again and again.
 // An error is yielded once and ends it; so does the end of ctx, with its cause.
 //
 // A service that is away or overloaded is asked again for some minutes, not
 // before the time that it names in Retry-After. Leaving a Watch does nothing to
 // the import.
 func (c *Client) Watch(ctx context.Context, id tasks.ID, opt WatchOptions) iter.Seq2[*Import, error] {
-	return watch(ctx, opt, func() (*Import, error) { return c.Status(ctx, id) })
+	return watch(ctx, opt, c.follow(ctx, eventsPath(tasks.KindImport, id), "", opt.Trouble),
+		func() (*Import, error) { return c.Status(ctx, id) })
+}
+
+// at returns imp as an event tells.
+func (imp *Import) at(e *Event) *Import {
+	now := *imp
+	now.Extra.Run.at(e, &now.State, &now.Progress)
+	return &now
+}
+
+// Retry asks for a failed import to be tried again. It keeps its id, and goes on from where it
+// was if that is kept (Run.KeptUntil). One that has not failed is refused with CodeNotFailed.
+func (c *Client) Retry(ctx context.Context, id tasks.ID) error {
+	return c.call(ctx, "retry import", http.MethodPost, taskPath(importsPath, id)+"/retry", nil, nil)
 }
 
 // Cancel asks for an import to stop. It returns when the request was accepted;

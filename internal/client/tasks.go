@@ -49,6 +49,33 @@ type Run struct {
 	Remedy         string      `json:"remedy,omitempty"`
 	RequestedAt    time.Time   `json:"requested_at,omitzero"`
 	FinishedAt     time.Time   `json:"finished_at,omitzero"`
+
+	QueuePosition  int       `json:"queue_position,omitempty"` // from 1, of the tenant's; 0: it does not wait
+	EstimatedStart time.Time `json:"estimated_start,omitzero"` // if anything tells
+	Attempts       []Attempt `json:"attempts,omitempty"`       // that have ended, oldest first
+	KeptUntil      time.Time `json:"kept_until,omitzero"`      // until when a Retry goes on from where it was
+	Retried        int       `json:"retried,omitempty"`        // accepted Retries
+}
+
+// Attempt is a run of a worker that has ended.
+type Attempt struct {
+	Attempt     int64     `json:"attempt"`
+	StartedAt   time.Time `json:"started_at"`
+	EndedAt     time.Time `json:"ended_at"`
+	Outcome     string    `json:"outcome"` // a final state, or what tasks.Attempt has besides
+	FromBytes   int64     `json:"from_bytes"`
+	DoneBytes   int64     `json:"done_bytes"`
+	FailureCode string    `json:"failure_code,omitempty"`
+	Message     string    `json:"message,omitempty"`
+	Evidence    string    `json:"evidence,omitempty"`
+	Remedy      string    `json:"remedy,omitempty"`
+}
+
+// at brings a task up to what an event tells of its progress.
+func (r *Run) at(e *Event, state *tasks.State, progress *int) {
+	*state, *progress = e.State, max(*progress, e.Progress)
+	r.Stage, r.DoneBytes, r.TotalBytes, r.BytesPerSecond = e.Stage, e.DoneBytes, e.TotalBytes, e.BytesPerSecond
+	r.Attempt, r.Retries, r.Stalls = e.Attempt, e.Retries, e.Stalls
 }
 
 // ErrUncertain says that a request was sent and no answer came, so that the

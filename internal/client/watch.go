@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"time"
@@ -21,15 +22,61 @@ const (
 // WatchOptions change how Watch looks. The zero value is good.
 type WatchOptions struct {
 	// Interval is the longest time between two looks, 2 s if zero. Watch looks
-	// more often at first and after each change of state.
+	// more often at first and after each change of state, and with events at each.
 	Interval time.Duration
 	// Trouble, if not nil, is called with each failure after which Watch tries
 	// again.
 	Trouble func(error)
 }
 
-// watch looks by status until a task has ended: see Client.Watch.
-func watch[T Task](ctx context.Context, opt WatchOptions, status func() (T, error)) iter.Seq2[T, error] {
+// watched is a task that can be brought up to what an event tells of its progress.
+type watched[T any] interface {
+	Task
+	at(*Event) T
+}
+
+// watch looks at a task until it has ended: when an event says that there is something to see,
+// and where events are not to be had, again and again. See Client.Watch.
+func watch[T watched[T]](ctx context.Context, opt WatchOptions, events iter.Seq2[*Event, error], status func() (T, error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		if ended := watchEvents(events, status, yield); !ended {
+			poll(ctx, opt, status)(yield)
+		}
+	}
+}
+
+// watchEvents looks whenever the task has come to a state, and now and again while it waits, since
+// its place in the queue is in no event. It reports whether the watch has ended; else it
+// cannot go on by events.
+func watchEvents[T watched[T]](events iter.Seq2[*Event, error], status func() (T, error), yield func(T, error) bool) bool {
+	var task, none T
+	seen := false
+	for e, err := range events {
+		switch {
+		case errors.Is(err, errNotOffered):
+			return false
+		case err != nil:
+			yield(none, err)
+			return true
+		case e.Type == EventProgress && seen:
+			task = task.at(e)
+		case e.Type == EventState, e.Type == eventBeat && seen && task.Summary().State == tasks.Queued:
+			if task, err = status(); err != nil {
+				return false
+			}
+			seen = true
+		default:
+			continue
+		}
+		if !yield(task, nil) || task.Summary().State.Final() {
+			return true
+		}
+	}
+	return false
+}
+
+// poll looks by status until a task has ended.
+func poll[T Task](ctx context.Context, opt WatchOptions, status func() (T, error)) iter.Seq2[T, error] {
 	longest := opt.Interval
 	if longest <= 0 {
 		longest = lastInterval

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,17 +20,27 @@ func status(state tasks.State) *http.Response {
 	return response(200, fmt.Sprintf(`{"import_status":%q}`, state))
 }
 
+// eventless is a service without events that answers as f does.
+func eventless(f transport) transport {
+	return func(r *http.Request) (*http.Response, error) {
+		if strings.HasSuffix(r.URL.Path, "/events") {
+			return response(404, `{"error_code":"40400","message":"The path does not exist."}`), nil
+		}
+		return f(r)
+	}
+}
+
 func TestWatchSlowsDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		var looks []time.Duration
-		c := offline(t, func(*http.Request) (*http.Response, error) {
+		c := offline(t, eventless(func(*http.Request) (*http.Response, error) {
 			looks = append(looks, time.Since(began))
 			if len(looks) == 20 {
 				return status(tasks.Succeeded), nil
 			}
 			return status(tasks.Processing), nil
-		})
+		}))
 		for _, err := range c.Watch(t.Context(), "x", client.WatchOptions{}) {
 			if err != nil {
 				t.Fatal(err)
@@ -66,11 +77,11 @@ func TestWatchSurvives(t *testing.T) {
 			{resp: status(tasks.Failed)},
 		}
 		var looks []time.Duration
-		c := offline(t, func(*http.Request) (*http.Response, error) {
+		c := offline(t, eventless(func(*http.Request) (*http.Response, error) {
 			a := answers[len(looks)]
 			looks = append(looks, time.Since(began))
 			return a.resp, a.err
-		})
+		}))
 		troubles := 0
 		var states []tasks.State
 		for imp, err := range c.Watch(t.Context(), "x", client.WatchOptions{Trouble: func(error) { troubles++ }}) {
@@ -92,7 +103,7 @@ func TestWatchGivesUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		down := errors.New("connection refused")
-		c := offline(t, func(*http.Request) (*http.Response, error) { return nil, down })
+		c := offline(t, eventless(func(*http.Request) (*http.Response, error) { return nil, down }))
 		var last error
 		for _, err := range c.Watch(t.Context(), "x", client.WatchOptions{}) {
 			last = err
@@ -106,9 +117,9 @@ func TestWatchGivesUp(t *testing.T) {
 func TestWatchEnds(t *testing.T) {
 	t.Run("at a lasting error", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			c := offline(t, func(*http.Request) (*http.Response, error) {
+			c := offline(t, eventless(func(*http.Request) (*http.Response, error) {
 				return response(404, `{"error_code":"40401","message":"Invalid import_id."}`), nil
-			})
+			}))
 			n := 0
 			for _, err := range c.Watch(t.Context(), "x", client.WatchOptions{}) {
 				if n++; !client.HasCode(err, client.CodeUnknownImport) {
@@ -125,7 +136,7 @@ func TestWatchEnds(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			leave := errors.New("the user left")
-			c := offline(t, func(*http.Request) (*http.Response, error) { return status(tasks.Processing), nil })
+			c := offline(t, eventless(func(*http.Request) (*http.Response, error) { return status(tasks.Processing), nil }))
 			var last error
 			for _, err := range c.Watch(ctx, "x", client.WatchOptions{}) {
 				last = err
@@ -139,7 +150,7 @@ func TestWatchEnds(t *testing.T) {
 	t.Run("with its consumer", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			looks := 0
-			c := offline(t, func(*http.Request) (*http.Response, error) { looks++; return status(tasks.Processing), nil })
+			c := offline(t, eventless(func(*http.Request) (*http.Response, error) { looks++; return status(tasks.Processing), nil }))
 			for range c.Watch(t.Context(), "x", client.WatchOptions{}) {
 				break
 			}

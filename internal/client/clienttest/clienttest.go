@@ -32,6 +32,9 @@ const (
 	Status       = "status"
 	List         = "list"
 	Cancel       = "cancel"
+	Retry        = "retry"
+	RetryExport  = "export-retry"
+	Events       = "events"
 	Export       = "export"
 	ExportStatus = "export-status"
 	ListExports  = "export-list"
@@ -57,6 +60,7 @@ type Service struct {
 	calls      map[string]int
 	failures   map[string][]failure
 	gates      map[string]*gate
+	stream     string
 }
 
 type failure struct {
@@ -85,6 +89,9 @@ func New() *Service {
 	mux.Handle("GET /v1/imageimport", s.serve(List, s.locked(s.imports.list)))
 	mux.Handle("GET /v1/imageimport/{id}/status", s.serve(Status, s.locked(s.imports.status)))
 	mux.Handle("POST /v1/imageimport/{id}/cancel", s.serve(Cancel, s.locked(s.imports.cancel)))
+	mux.Handle("POST /v1/imageimport/{id}/retry", s.serve(Retry, s.locked(s.imports.retry)))
+	mux.Handle("POST /v1/imageexport/{id}/retry", s.serve(RetryExport, s.locked(s.exports.retry)))
+	mux.Handle("GET /v1/events", s.serve(Events, s.events))
 	mux.Handle("POST /v1/imageexport", s.serve(Export, s.locked(s.export)))
 	mux.Handle("GET /v1/imageexport", s.serve(ListExports, s.locked(s.exports.list)))
 	mux.Handle("GET /v1/imageexport/{id}/status", s.serve(ExportStatus, s.locked(s.exports.status)))
@@ -167,6 +174,24 @@ func (s *Service) PlanExport(imageID string, steps ...client.Export) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.plans[imageID] = stepsOf(steps)
+}
+
+// Tell decides what the stream of all events has: its frames, as they are sent. It is all
+// sent to whoever names no event that was before, and to others nothing.
+func (s *Service) Tell(frames string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stream = frames
+}
+
+func (s *Service) events(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	stream := s.stream
+	s.mu.Unlock()
+	w.Header().Set("Content-Type", "text/event-stream")
+	if r.Header.Get("Last-Event-ID") == "" {
+		_, _ = io.WriteString(w, stream)
+	}
 }
 
 // Fail makes the next n of the named calls fail with an HTTP status, or for 0

@@ -106,6 +106,19 @@ func (s *shelf) cancel(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+func (s *shelf) retry(w http.ResponseWriter, r *http.Request) {
+	rec := s.find(w, r)
+	switch {
+	case rec == nil:
+	case rec.steps[0].Summary().State != tasks.Failed:
+		refuse(w, http.StatusBadRequest, client.CodeNotFailed, "Only what has failed can be tried again.")
+	default:
+		now := rec.steps[0]
+		rec.steps = []client.Task{inState(now, tasks.Queued), inState(now, tasks.Succeeded)}
+		w.WriteHeader(http.StatusAccepted)
+	}
+}
+
 // inState returns a copy of a task in another state.
 func inState(t client.Task, state tasks.State) client.Task {
 	switch t := t.(type) {

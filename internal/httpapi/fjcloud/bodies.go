@@ -31,9 +31,26 @@ type listEntry struct {
 	ImportID     tasks.ID    `json:"import_id"`
 	ImportStatus tasks.State `json:"import_status"` // tasks speaks this dialect's words
 	Status       string      `json:"status"`        // a path, despite its name
+	VMImport     listedBody  `json:"vmimport"`
 }
 
-func statusPath(id tasks.ID) string { return "/v1/imageimport/" + string(id) + "/status" }
+// listedBody is what an entry of a list says beyond the original API: how the task stands, but
+// neither its attempts nor its place in the queue, which would cost a look at each.
+type listedBody struct {
+	Name         string `json:"name"`
+	Progress     int    `json:"progress"`
+	ErrorMessage string `json:"error_message,omitempty"`
+	runBody
+}
+
+func newListedBody(t *tasks.Task) listedBody {
+	return listedBody{Name: t.Name, Progress: t.Progress, ErrorMessage: errorMessage(t), runBody: newRunBody(t, nil)}
+}
+
+// importsPath is where all calls about one import begin.
+const importsPath = "/v1/imageimport"
+
+func statusPath(id tasks.ID) string { return importsPath + "/" + string(id) + "/status" }
 
 // registered is what a record keeps for this dialect: the members that are
 // shown as they were sent, and are not elsewhere in the record.
@@ -93,9 +110,41 @@ type runBody struct {
 	FailureCode    string      `json:"failure_code,omitempty"`
 	Evidence       string      `json:"evidence,omitempty"`
 	Remedy         string      `json:"remedy,omitempty"`
+
+	QueuePosition  int           `json:"queue_position,omitempty"` // from 1, while queued
+	EstimatedStart time.Time     `json:"estimated_start,omitzero"`
+	Attempts       []attemptBody `json:"attempts,omitempty"` // that have ended, oldest first
+	KeptUntil      time.Time     `json:"kept_until,omitzero"`
+	Retried        int           `json:"retried,omitempty"`
 }
 
-func newRunBody(t *tasks.Task) runBody {
+// attemptBody is an attempt that has ended. Which worker it was is nobody's business.
+type attemptBody struct {
+	Attempt     tasks.Epoch `json:"attempt"`
+	StartedAt   time.Time   `json:"started_at"`
+	EndedAt     time.Time   `json:"ended_at"`
+	Outcome     string      `json:"outcome"`
+	FromBytes   int64       `json:"from_bytes"`
+	DoneBytes   int64       `json:"done_bytes"`
+	FailureCode string      `json:"failure_code,omitempty"`
+	Message     string      `json:"message,omitempty"`
+	Evidence    string      `json:"evidence,omitempty"`
+	Remedy      string      `json:"remedy,omitempty"`
+}
+
+func newAttemptBody(a tasks.Attempt) attemptBody {
+	b := attemptBody{
+		Attempt: a.Epoch, StartedAt: a.StartedAt.UTC(), EndedAt: a.EndedAt.UTC(),
+		Outcome: a.Outcome, FromBytes: a.FromBytes, DoneBytes: a.DoneBytes,
+	}
+	if f := a.Cause; f != nil {
+		b.FailureCode, b.Message, b.Evidence, b.Remedy = f.Code, f.Message, f.Evidence, f.Remedy
+	}
+	return b
+}
+
+// newRunBody says how a task stands; pos is where it waits, if it does.
+func newRunBody(t *tasks.Task, pos *tasks.Position) runBody {
 	b := runBody{
 		Stage:          t.Stage,
 		DoneBytes:      t.DoneBytes,
@@ -106,6 +155,14 @@ func newRunBody(t *tasks.Task) runBody {
 		Stalls:         t.Stalls,
 		RequestedAt:    t.RequestedAt.UTC(),
 		FinishedAt:     t.FinishedAt.UTC(),
+		KeptUntil:      t.KeptUntil.UTC(),
+		Retried:        t.Retried,
+	}
+	if pos != nil {
+		b.QueuePosition, b.EstimatedStart = pos.Number, pos.Start.UTC()
+	}
+	for _, a := range t.Attempts {
+		b.Attempts = append(b.Attempts, newAttemptBody(a))
 	}
 	if f := failureOf(t); f != nil {
 		b.FailureCode, b.Evidence, b.Remedy = f.Code, f.Evidence, f.Remedy
@@ -129,7 +186,7 @@ func errorMessage(t *tasks.Task) string {
 	return ""
 }
 
-func newStatusBody(imp *tasks.Task) (*statusBody, error) {
+func newStatusBody(imp *tasks.Task, pos *tasks.Position) (*statusBody, error) {
 	b := &statusBody{
 		ImportStatus:    imp.State,
 		Progress:        imp.Progress,
@@ -140,7 +197,7 @@ func newStatusBody(imp *tasks.Task) (*statusBody, error) {
 		MinRAM:          imp.MinRAMMiB,
 		MinDisk:         imp.MinDiskGiB,
 		ErrorMessage:    errorMessage(imp),
-		VMImport:        vmimportBody{runBody: newRunBody(imp)},
+		VMImport:        vmimportBody{runBody: newRunBody(imp, pos)},
 	}
 	if len(imp.Details) > 0 {
 		if err := json.Unmarshal(imp.Details, &b.registered); err != nil {

@@ -22,8 +22,11 @@ import (
 	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
 
+	"vmimport/internal/audit"
 	"vmimport/internal/auth"
+	"vmimport/internal/events"
 	"vmimport/tasks"
 )
 
@@ -33,6 +36,8 @@ type Service interface {
 	Get(ctx context.Context, scope tasks.Scope, id tasks.ID) (*tasks.Task, error)
 	List(ctx context.Context, scope tasks.Scope, start, limit int) ([]*tasks.Task, error)
 	Cancel(ctx context.Context, scope tasks.Scope, id tasks.ID) (tasks.State, error)
+	Retry(ctx context.Context, scope tasks.Scope, id tasks.ID) error
+	Position(ctx context.Context, t *tasks.Task) (*tasks.Position, error)
 	ReadObject(ctx context.Context, region string, o tasks.Object, limit int64) ([]byte, error)
 }
 
@@ -73,6 +78,9 @@ type Options struct {
 	TargetFormat string
 	// RequiredRole is a role without which a token opens nothing; "": none.
 	RequiredRole string
+
+	// Events are what the streams of events tell; nil: there are none.
+	Events *events.Hub
 
 	// NewID makes the ids of imports, exports and images, canonical lower-case
 	// UUIDs; nil: random ones.
@@ -134,46 +142,75 @@ func New(region string, service Service, tokens auth.TokenAuthenticator, opts Op
 
 // Mount adds the routes to e.
 func (d *Dialect) Mount(e *echo.Echo) {
-	e.POST("/v1/imageimport", d.authenticated(d.registerImage))
-	e.POST("/v1/expansionstorageimageimport", d.authenticated(d.registerDataDisk))
-	e.GET("/v1/imageimport", d.authenticated(d.list))
-	e.GET("/v1/imageimport/:import_id/status", d.authenticated(d.status))
+	e.POST(importsPath, d.authenticated("import.register", d.registerImage))
+	e.POST("/v1/expansionstorageimageimport", d.authenticated("import.register", d.registerDataDisk))
+	e.GET(importsPath, d.authenticated("", d.list))
+	e.GET(importsPath+"/:import_id/status", d.authenticated("", d.status))
+	e.GET(importsPath+"/:import_id/events", d.authenticated("", d.importEvents))
 	if d.opts.Profile == Gen3 {
-		e.POST("/v1/imageimport/:import_id/cancel", d.authenticated(d.cancel))
+		e.POST(importsPath+"/:import_id/cancel", d.authenticated("import.cancel", d.cancel))
 	}
-	e.POST(exportsPath, d.authenticated(d.registerExport))
-	e.GET(exportsPath, d.authenticated(d.listExports))
-	e.GET(exportsPath+"/:export_id/status", d.authenticated(d.exportStatus))
-	e.POST(exportsPath+"/:export_id/cancel", d.authenticated(d.cancelExport))
+	e.POST(importsPath+"/:import_id/retry", d.authenticated("import.retry", d.retry))
+	e.POST(exportsPath, d.authenticated("export.register", d.registerExport))
+	e.GET(exportsPath, d.authenticated("", d.listExports))
+	e.GET(exportsPath+"/:export_id/status", d.authenticated("", d.exportStatus))
+	e.GET(exportsPath+"/:export_id/events", d.authenticated("", d.exportEvents))
+	e.POST(exportsPath+"/:export_id/cancel", d.authenticated("export.cancel", d.cancelExport))
+	e.POST(exportsPath+"/:export_id/retry", d.authenticated("export.retry", d.retryExport))
+	e.GET(eventsPath, d.authenticated("", d.allEvents))
 }
 
-// maxTokenBytes is far above what an identity service issues, and keeps what it
-// is asked about short.
-const maxTokenBytes = 16 << 10
+const (
+	tokenHeader = "X-Auth-Token"
+	// maxTokenBytes is far above what an identity service issues, and keeps what it
+	// is asked about short.
+	maxTokenBytes = 16 << 10
+	// projectHeader is in our answers: what the token is for, which clients of ours would
+	// have to ask the identity service otherwise.
+	projectHeader = "X-Project-Id"
+)
 
-// authenticated finds out who calls, and lets in those who may.
-func (d *Dialect) authenticated(next func(echo.Context, *auth.Identity) error) echo.HandlerFunc {
+// authenticated finds out who calls, and lets in those who may. action is what the audit
+// log calls the call; "": it changes nothing, and is not noted.
+func (d *Dialect) authenticated(action string, next func(echo.Context, *auth.Identity) error) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		ctx := c.Request().Context()
-		token := c.Request().Header.Get("X-Auth-Token")
-		if token == "" || len(token) > maxTokenBytes {
-			return auth.ErrNoIdentity
+		entry := audit.From(ctx)
+		entry.Region = d.region
+		who, err := d.identify(ctx, c.Request().Header.Get(tokenHeader))
+		if who != nil {
+			entry.Tenant, entry.Project, entry.User, entry.Action = who.DomainID, who.ProjectID, who.UserID, action
 		}
-		who, err := d.tokens.Authenticate(ctx, token)
 		if err != nil {
-			return fmt.Errorf("authenticate: %w", err)
-		}
-		// Without a domain the caller would share the records of everybody
-		// else who has none.
-		if who.ProjectID == "" || who.DomainID == "" {
-			return errNoProject
-		}
-		if role := d.opts.RequiredRole; role != "" && !slices.Contains(who.Roles, role) {
-			return errNoRole
+			if errors.Is(err, auth.ErrNoIdentity) {
+				entry.Action = audit.SignInRefused
+			}
+			return err
 		}
 		annotate(c, "project", who.ProjectID)
+		c.Response().Header().Set(projectHeader, who.ProjectID)
 		return next(c, who)
 	}
+}
+
+// identify returns who has a token, with an error if they are not let in.
+func (d *Dialect) identify(ctx context.Context, token string) (*auth.Identity, error) {
+	if token == "" || len(token) > maxTokenBytes {
+		return nil, auth.ErrNoIdentity
+	}
+	who, err := d.tokens.Authenticate(ctx, token)
+	if err != nil {
+		return nil, fmt.Errorf("authenticate: %w", err)
+	}
+	// Without a domain the caller would share the records of everybody
+	// else who has none.
+	if who.ProjectID == "" || who.DomainID == "" {
+		return who, errNoProject
+	}
+	if role := d.opts.RequiredRole; role != "" && !slices.Contains(who.Roles, role) {
+		return who, errNoRole
+	}
+	return who, nil
 }
 
 // annotate adds a fact to the line that the server logs about the request.
@@ -213,6 +250,7 @@ func (d *Dialect) find(c echo.Context, scope tasks.Scope) (*tasks.Task, error) {
 		return nil, tasks.ErrUnknown
 	}
 	annotate(c, name, id)
+	audit.From(c.Request().Context()).ID = id
 	task, err := d.service.Get(c.Request().Context(), scope, tasks.ID(id))
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", scope.Kind, err)
@@ -253,10 +291,11 @@ func (d *Dialect) register(c echo.Context, who *auth.Identity, parse func(body [
 	spec.Region = d.region
 	spec.TargetFormat = d.opts.TargetFormat
 	spec.RequestID = c.Response().Header().Get(echo.HeaderXRequestID)
+	spec.Trace = traceparent(c.Request().Context())
 	if spec.Details, err = json.Marshal(r.shown); err != nil {
 		return fmt.Errorf("encode details of import: %w", err)
 	}
-	annotate(c, idName(tasks.KindImport), string(spec.ID))
+	begins(c, tasks.KindImport, spec.ID)
 
 	imp, _, err := d.service.Register(c.Request().Context(), spec)
 	if r.keepsID && errors.Is(err, tasks.ErrImageIDInUse) {
@@ -275,7 +314,7 @@ func (d *Dialect) status(c echo.Context, who *auth.Identity) error {
 	if err != nil {
 		return err
 	}
-	body, err := newStatusBody(imp)
+	body, err := newStatusBody(imp, d.position(c, imp))
 	if err != nil {
 		return err
 	}
@@ -289,7 +328,7 @@ func (d *Dialect) list(c echo.Context, who *auth.Identity) error {
 	}
 	body := listBody{Imports: []listEntry{}}
 	for _, imp := range imports {
-		body.Imports = append(body.Imports, listEntry{imp.ID, imp.State, statusPath(imp.ID)})
+		body.Imports = append(body.Imports, listEntry{imp.ID, imp.State, statusPath(imp.ID), newListedBody(imp)})
 	}
 	return c.JSON(http.StatusOK, body)
 }
@@ -322,6 +361,50 @@ func (d *Dialect) cancelIn(c echo.Context, scope tasks.Scope) error {
 		return fmt.Errorf("cancel %s: %w", scope.Kind, err)
 	}
 	return c.NoContent(http.StatusAccepted)
+}
+
+func (d *Dialect) retry(c echo.Context, who *auth.Identity) error {
+	return d.retryIn(c, d.owned(who, tasks.KindImport))
+}
+
+// retryIn has the task that the path names tried again, if it is in scope and has failed.
+func (d *Dialect) retryIn(c echo.Context, scope tasks.Scope) error {
+	task, err := d.find(c, scope)
+	if err != nil {
+		return err
+	}
+	if err := d.service.Retry(c.Request().Context(), scope, task.ID); err != nil {
+		return fmt.Errorf("retry %s: %w", scope.Kind, err)
+	}
+	return c.NoContent(http.StatusAccepted)
+}
+
+// position returns where a task waits; nil if it does not, or if that cannot be told just now.
+func (d *Dialect) position(c echo.Context, t *tasks.Task) *tasks.Position {
+	if t.State != tasks.Queued {
+		return nil
+	}
+	pos, err := d.service.Position(c.Request().Context(), t)
+	if err != nil {
+		zerolog.Ctx(c.Request().Context()).Debug().Err(err).Msg("no place in the queue")
+		return nil
+	}
+	return pos
+}
+
+// begins notes which task a request began.
+func begins(c echo.Context, kind tasks.Kind, id tasks.ID) {
+	annotate(c, idName(kind), string(id))
+	audit.From(c.Request().Context()).ID = string(id)
+}
+
+// traceparent returns the trace of a request as tasks.Spec has it.
+func traceparent(ctx context.Context) string {
+	span := trace.SpanContextFromContext(ctx)
+	if !span.IsValid() {
+		return ""
+	}
+	return fmt.Sprintf("00-%s-%s-%s", span.TraceID(), span.SpanID(), span.TraceFlags())
 }
 
 // canonicalUUID reports whether s has the form 8-4-4-4-12 in hex digits of

@@ -61,11 +61,15 @@ var (
 	errExported        = bad("40017", "The metadata of an exported image cannot be used.")
 	errStart           = bad("40035", "Query parameter 'start' has invalid value.")
 	errLimit           = bad("40036", "Query parameter 'limit' has invalid value.")
+	errKind            = bad("40040", "Query parameter 'kind' has invalid value. It can be 'import' or 'export'.")
 	errNoRole          = &problem{http.StatusForbidden, "40301", "You cannot execute this API."}
 	errMethod          = &problem{http.StatusMethodNotAllowed, "40501", "The method is not allowed."}
 	errInternal        = &problem{http.StatusInternalServerError, "50001", "Internal server error."}
 	errUnavailable     = &problem{http.StatusServiceUnavailable, "50301", "The service is temporarily unavailable. Try again later."}
 )
+
+// errTooManyStreams has the words of the fault.
+var errTooManyStreams = &problem{http.StatusTooManyRequests, "42901", ""}
 
 // answers say how faults are answered: by the code, which may end in a star, else by
 // the kind. The first row that fits is taken.
@@ -81,6 +85,9 @@ var importAnswers = answers{
 	{code: "import_not_found", problem: problem{http.StatusNotFound, "40401", "Invalid import_id."}},
 	{code: "import_finished", problem: problem{http.StatusNotFound, "40402", ""}},
 	{code: "cancel_requested", problem: *bad("40037", "")},
+	{code: "not_failed", problem: *bad("40038", "")},
+	{code: "cleaning_up", problem: *bad("40039", "")},
+	{code: "too_many_streams", problem: *errTooManyStreams},
 	{code: "object_not_found", problem: *bad("40014", "")},
 	{code: "image_id_in_use", problem: *bad("40015", "")},
 	{code: "image_name_refused", problem: *bad("40002", "")},
@@ -141,7 +148,7 @@ func (d *Dialect) WriteError(c echo.Context, err error) error {
 	switch h := c.Response().Header(); p.status {
 	case http.StatusUnauthorized:
 		h.Set(echo.HeaderWWWAuthenticate, "Keystone")
-	case http.StatusServiceUnavailable:
+	case http.StatusServiceUnavailable, http.StatusTooManyRequests:
 		h.Set(echo.HeaderRetryAfter, retryAfter)
 	}
 	// The call that is documented best says message, its sister for exports

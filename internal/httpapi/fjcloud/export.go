@@ -104,7 +104,7 @@ func (d *Dialect) registerExport(c echo.Context, who *auth.Identity) error {
 		return fmt.Errorf("encode details of export: %w", err)
 	}
 	id := tasks.ID(d.opts.NewID())
-	annotate(c, idName(tasks.KindExport), string(id))
+	begins(c, tasks.KindExport, id)
 	task, _, err := d.service.Register(c.Request().Context(), &tasks.Spec{
 		ID:        id,
 		Owner:     ownerOf(who),
@@ -114,6 +114,7 @@ func (d *Dialect) registerExport(c echo.Context, who *auth.Identity) error {
 		Export:    &tasks.Export{Form: r.form, Container: r.container},
 		Details:   shown,
 		RequestID: c.Response().Header().Get(echo.HeaderXRequestID),
+		Trace:     traceparent(c.Request().Context()),
 	})
 	if err != nil {
 		return fmt.Errorf("register export: %w", err)
@@ -127,7 +128,7 @@ func (d *Dialect) exportStatus(c echo.Context, who *auth.Identity) error {
 	if err != nil {
 		return err
 	}
-	body, err := newExportStatusBody(task)
+	body, err := newExportStatusBody(task, d.position(c, task))
 	if err != nil {
 		return err
 	}
@@ -141,11 +142,15 @@ func (d *Dialect) listExports(c echo.Context, who *auth.Identity) error {
 	}
 	body := exportListBody{Exports: []exportListEntry{}}
 	for _, e := range exports {
-		body.Exports = append(body.Exports, exportListEntry{e.ID, e.State, exportStatusPath(e.ID), e.ImageID, e.RequestedAt.UTC()})
+		body.Exports = append(body.Exports, exportListEntry{e.ID, e.State, exportStatusPath(e.ID), e.ImageID, e.RequestedAt.UTC(), newListedBody(e)})
 	}
 	return c.JSON(http.StatusOK, body)
 }
 
 func (d *Dialect) cancelExport(c echo.Context, who *auth.Identity) error {
 	return d.cancelIn(c, d.owned(who, tasks.KindExport))
+}
+
+func (d *Dialect) retryExport(c echo.Context, who *auth.Identity) error {
+	return d.retryIn(c, d.owned(who, tasks.KindExport))
 }

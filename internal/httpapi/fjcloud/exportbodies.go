@@ -22,6 +22,7 @@ type exportListEntry struct {
 	Status       string      `json:"status"` // a path, despite its name
 	ImageID      string      `json:"image_id"`
 	RequestTime  time.Time   `json:"request_time"`
+	VMImport     listedBody  `json:"vmimport"`
 }
 
 // exported is what a record keeps for this dialect: the members that are shown as they
@@ -61,7 +62,7 @@ type objectBody struct {
 	SHA256 string `json:"sha256,omitempty"`
 }
 
-func newExportStatusBody(t *tasks.Task) (*exportStatusBody, error) {
+func newExportStatusBody(t *tasks.Task, pos *tasks.Position) (*exportStatusBody, error) {
 	b := &exportStatusBody{
 		ExportID:     t.ID,
 		ExportStatus: t.State,
@@ -71,7 +72,7 @@ func newExportStatusBody(t *tasks.Task) (*exportStatusBody, error) {
 		RequestTime:  t.RequestedAt.UTC(),
 		ErrorMessage: errorMessage(t),
 		VMImport: exportExtraBody{
-			runBody:      newRunBody(t),
+			runBody:      newRunBody(t, pos),
 			SourceFormat: t.Export.Format,
 			VirtualSize:  t.Export.VirtualBytes,
 		},

@@ -137,7 +137,7 @@ func FuzzExport(f *testing.F) {
 			t.Fatal(err)
 		}
 		spec := tasks.Spec{ImageID: r.imageID, Export: &tasks.Export{Form: r.form, Container: r.container}, Details: details}
-		if b, err := newExportStatusBody(&tasks.Task{Spec: spec}); err != nil || b.StorageContainer != r.shown.StorageContainer {
+		if b, err := newExportStatusBody(&tasks.Task{Spec: spec}, nil); err != nil || b.StorageContainer != r.shown.StorageContainer {
 			t.Fatalf("%+v cannot be shown: %v", r, err)
 		}
 	})

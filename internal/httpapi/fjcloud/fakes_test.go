@@ -18,6 +18,7 @@ import (
 
 	"vmimport/imageapi"
 	"vmimport/internal/auth"
+	"vmimport/internal/events"
 	"vmimport/internal/fault"
 	"vmimport/internal/httpapi"
 	"vmimport/internal/httpapi/fjcloud"
@@ -68,6 +69,8 @@ type fakeService struct {
 	images  map[string]string // projects of those that can be exported, by image id; all are called web01
 	now     time.Time
 	fails   error // of the next call
+	journal *fakeJournal
+	onGet   func() // called when a record has been looked for, before it is read
 }
 
 func newFakeService() *fakeService {
@@ -75,6 +78,7 @@ func newFakeService() *fakeService {
 		objects: map[string]string{},
 		images:  map[string]string{alicesImage: alicesProject, alicesOther: alicesProject, bobsImage: bobsProject},
 		now:     time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC),
+		journal: newFakeJournal(),
 	}
 }
 
@@ -105,6 +109,7 @@ func (f *fakeService) Register(_ context.Context, spec *tasks.Spec) (*tasks.Task
 	spec.RequestedAt = f.now
 	imp := &tasks.Task{Spec: *spec, State: tasks.Queued, Stage: tasks.StageWaiting}
 	f.imports = append(f.imports, imp)
+	f.journal.note(imp)
 	return clone(imp), true, nil
 }
 
@@ -194,6 +199,9 @@ func (f *fakeService) Get(_ context.Context, s tasks.Scope, id tasks.ID) (*tasks
 	if err := f.enter(); err != nil {
 		return nil, err
 	}
+	if f.onGet != nil {
+		f.onGet()
+	}
 	imp, err := f.find(s, id)
 	if err != nil {
 		return nil, err
@@ -239,26 +247,75 @@ func (f *fakeService) Cancel(_ context.Context, s tasks.Scope, id tasks.ID) (tas
 	default:
 		return "", tasks.ErrFinished
 	}
+	f.journal.note(imp)
 	return imp.State, nil
+}
+
+func (f *fakeService) Retry(_ context.Context, s tasks.Scope, id tasks.ID) error {
+	defer f.mu.Unlock()
+	if err := f.enter(); err != nil {
+		return err
+	}
+	imp, err := f.find(s, id)
+	switch {
+	case err != nil:
+		return err
+	case imp.State != tasks.Failed:
+		return tasks.ErrNotFailed
+	}
+	imp.State, imp.Stage, imp.Failure, imp.FinishedAt, imp.KeptUntil = tasks.Queued, tasks.StageWaiting, nil, time.Time{}, time.Time{}
+	imp.Retried++
+	f.journal.note(imp)
+	return nil
+}
+
+// Position of a task is what it would be if no other tenant had any.
+func (f *fakeService) Position(_ context.Context, t *tasks.Task) (*tasks.Position, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if t.Name == "unplaced" {
+		return nil, tasks.ErrUnknown
+	}
+	pos := &tasks.Position{}
+	for _, imp := range f.imports {
+		if imp.Owner.Tenant == t.Owner.Tenant && imp.State == tasks.Queued {
+			pos.Number++
+		}
+		if imp.ID == t.ID {
+			break
+		}
+	}
+	if pos.Number == 1 {
+		pos.Start = f.now.Add(time.Minute)
+	}
+	return pos, nil
 }
 
 // change alters the newest import behind the API's back, as workers do.
 func (f *fakeService) change(do func(*tasks.Task)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	do(f.imports[len(f.imports)-1])
+	imp := f.imports[len(f.imports)-1]
+	before := imp.State
+	do(imp)
+	if imp.State != before {
+		f.journal.note(imp)
+	}
 }
 
 // world is a server with regions of all kinds, told apart by host.
 type world struct {
 	http.Handler
 	service *fakeService
+	hub     *events.Hub
 	log     *lockedBuffer
 }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{service: newFakeService(), log: &lockedBuffer{}}
+	w.hub = events.New(w.service.journal, events.Options{PerTenant: 3})
+	t.Cleanup(w.hub.Close)
 	var serial atomic.Int64
 	newID := func() string { return fmt.Sprintf("c0ffee00-0000-4000-8000-%012d", serial.Add(1)) }
 	var regions []httpapi.Region
@@ -271,7 +328,7 @@ func newWorld(t testing.TB) *world {
 		{"strict", fjcloud.Options{ListScope: fjcloud.ListProject, RequiredRole: "importer"}},
 		{"lax", fjcloud.Options{LegacyOSTypes: true, Extensions: []string{".raw", ".img", ".gz"}, TargetFormat: "qcow2"}},
 	} {
-		r.opts.NewID = newID
+		r.opts.NewID, r.opts.Events = newID, w.hub
 		d, err := fjcloud.New(r.name, w.service, fakeTokens{}, r.opts)
 		if err != nil {
 			t.Fatal(err)

@@ -256,7 +256,7 @@ func showable(t *testing.T, r *request) {
 	if r.spec.Details, err = json.Marshal(r.shown); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newStatusBody(&tasks.Task{Spec: *r.spec}); err != nil {
+	if _, err := newStatusBody(&tasks.Task{Spec: *r.spec}, nil); err != nil {
 		t.Fatalf("%+v cannot be shown: %v", r, err)
 	}
 }

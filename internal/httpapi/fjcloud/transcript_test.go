@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/getkin/kin-openapi/openapi3filter"
+
 	"vmimport/imageapi"
 	"vmimport/internal/diskimage"
 	"vmimport/internal/fault"
@@ -38,12 +40,18 @@ var failures = map[string]error{
 	"image-service":    fault.New(fault.Unavailable, "image_service_unavailable", "The image service does not answer."),
 	"no-exports":       fault.New(fault.Invalid, "exports_not_offered", "The region offers no exports."),
 	"id-in-use":        tasks.ErrImageIDInUse,
+	"cleaning":         tasks.ErrCleaning,
 	"quota":            tasks.ErrTooManyImports,
 	"disk-quota":       fault.New(fault.Exhausted, "disk_quota", "The disk quota is used up."),
 	"store-down":       fault.Wrap(errors.New("dial tcp 10.0.0.5:6379: refused"), fault.Unavailable, "store_unavailable", "The record store is not available."),
 	"timeout":          fmt.Errorf("read record: %w", context.DeadlineExceeded),
 	"bug":              errors.New("index out of range in /srv/vmimport/tasks"),
 	"fenced":           tasks.ErrFenced,
+}
+
+// The validator has no decoder for streams of events, which are text to it.
+func init() {
+	openapi3filter.RegisterBodyDecoder("text/event-stream", openapi3filter.PlainBodyDecoder)
 }
 
 func TestTranscripts(t *testing.T) {
@@ -71,12 +79,31 @@ func TestTranscripts(t *testing.T) {
 			},
 			// object CONTAINER/NAME TEXT: there is an object that holds the text.
 			"object": func(_ *testing.T, args []string) { w.service.put(args[0], strings.Join(args[1:], " ")) },
+			// attempts: the newest import has behind it what can happen to one; and kept: what it
+			// had written is kept.
+			"attempts": func(_ *testing.T, _ []string) { w.service.change(giveAttempts) },
+			"kept": func(_ *testing.T, _ []string) {
+				w.service.change(func(t *tasks.Task) { t.KeptUntil = t.FinishedAt.Add(24 * time.Hour) })
+			},
+			// forget: the journal has only its last change.
+			"forget": func(_ *testing.T, _ []string) { w.service.journal.forget("contract01") },
 			// dialect NAME: the newest import came in through another dialect.
 			"dialect": func(_ *testing.T, args []string) {
 				w.service.change(func(imp *tasks.Task) { imp.Dialect = args[0] })
 			},
 		}
 	})
+}
+
+// giveAttempts gives an import attempts that have ended.
+func giveAttempts(imp *tasks.Task) {
+	at := func(minute int) time.Time { return imp.RequestedAt.Add(time.Duration(minute) * time.Minute) }
+	imp.Attempts = []tasks.Attempt{
+		{Epoch: 1, Worker: "worker-10.0.0.7", StartedAt: at(1), EndedAt: at(2), Outcome: tasks.OutcomeLost, DoneBytes: 1 << 30},
+		{Epoch: 2, Worker: "worker-10.0.0.8", StartedAt: at(3), EndedAt: at(4), Outcome: tasks.OutcomeRetry, FromBytes: 1 << 29, DoneBytes: 2 << 30, Cause: &tasks.Failure{
+			Code: "object_store_unavailable", Message: "The object store does not answer.", Evidence: "HTTP 503", Remedy: "Nothing needs to be done.",
+		}},
+	}
 }
 
 func advance(t *testing.T, imp *tasks.Task, args []string) {

@@ -1,0 +1,5 @@
+//go:build !race
+
+package fjcloud_test
+
+const raceEnabled = false
