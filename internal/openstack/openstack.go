@@ -101,7 +101,7 @@ func New(o Options) (*Cloud, error) {
 	if err != nil {
 		return nil, fmt.Errorf("openstack: %w", err)
 	}
-	return &Cloud{opt: o, client: http.Client{Transport: shortErrors{transport}, CheckRedirect: noRedirect}}, nil
+	return &Cloud{opt: o, client: http.Client{Transport: outbound.ShortErrors(transport), CheckRedirect: noRedirect}}, nil
 }
 
 // plainURL reports whether a path may be added to s. Its password, if it had one,

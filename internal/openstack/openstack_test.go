@@ -14,6 +14,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 
 	"vmimport/internal/fault"
+	"vmimport/internal/outbound"
 	"vmimport/internal/secret"
 )
 
@@ -276,7 +277,7 @@ func TestEndlessErrorIsCut(t *testing.T) {
 	c := served(t, newKeystone(t), map[string]string{Image: service.URL})
 	err := c.Call(t.Context(), Image, get(t))
 	e, ok := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err)
-	if !ok || e.Actual != http.StatusInternalServerError || len(e.Body) != maxErrorBytes {
+	if !ok || e.Actual != http.StatusInternalServerError || len(e.Body) != outbound.MaxErrorBytes {
 		t.Errorf("%d bytes of %v", len(e.Body), ok)
 	}
 }

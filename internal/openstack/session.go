@@ -216,21 +216,3 @@ func ParseTime(s string) (time.Time, error) {
 	}
 	return t, nil
 }
-
-// shortErrors cuts what comes with an error: gophercloud reads all of it into memory.
-type shortErrors struct{ *http.Transport }
-
-// maxErrorBytes is far above what the services say.
-const maxErrorBytes = 64 << 10
-
-// RoundTrip implements http.RoundTripper.
-func (t shortErrors) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := t.Transport.RoundTrip(r)
-	if err == nil && resp.StatusCode >= http.StatusMultipleChoices {
-		resp.Body = struct {
-			io.Reader
-			io.Closer
-		}{io.LimitReader(resp.Body, maxErrorBytes), resp.Body}
-	}
-	return resp, err
-}

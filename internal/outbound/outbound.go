@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -23,6 +24,13 @@ type Options struct {
 	// the end of the request; zero is 30 s. The body after it may take any time;
 	// only its reader can tell.
 	AnswerTimeout time.Duration
+
+	// PublicOnly refuses connections to addresses that Public does not hold for. Each is
+	// looked at when it is connected to, whatever its name stood for before.
+	PublicOnly bool
+
+	// Resolver looks names up; nil is that of the system.
+	Resolver *net.Resolver
 }
 
 // Transport returns a transport for many parallel requests to few servers.
@@ -31,8 +39,12 @@ func Transport(o Options) (*http.Transport, error) {
 	if err != nil {
 		return nil, err
 	}
+	dialer := &net.Dialer{Timeout: 10 * time.Second, Resolver: o.Resolver}
+	if o.PublicOnly {
+		dialer.ControlContext = refusePrivate
+	}
 	return &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		DialContext:           dialer.DialContext,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: cmp.Or(o.AnswerTimeout, 30*time.Second),
 		IdleConnTimeout:       time.Minute,
@@ -64,4 +76,30 @@ func (o *Options) roots() (*x509.CertPool, error) {
 		return nil, fmt.Errorf("CA file %s: no certificate in it", o.CAFile)
 	}
 	return roots, nil
+}
+
+// MaxErrorBytes is how much ShortErrors leaves of an answer, far above what services say.
+const MaxErrorBytes = 64 << 10
+
+// ShortErrors cuts the bodies of answers that are no success, for clients that read all of
+// them into memory.
+func ShortErrors(next http.RoundTripper) http.RoundTripper { return shortErrors{next} }
+
+type shortErrors struct{ http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (t shortErrors) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.RoundTripper.RoundTrip(r)
+	if err == nil && resp.StatusCode >= http.StatusMultipleChoices {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, MaxErrorBytes), resp.Body}
+	}
+	return resp, err
+}
+
+// CloseIdleConnections is what http.Client looks for.
+func (t shortErrors) CloseIdleConnections() {
+	(&http.Client{Transport: t.RoundTripper}).CloseIdleConnections()
 }

@@ -225,24 +225,6 @@ func sentence(status int, body []byte) string {
 	return ""
 }
 
-// shortErrors cuts what comes with an error: gophercloud reads all of it into memory.
-type shortErrors struct{ http.RoundTripper }
-
-// maxErrorBytes is far above what the services say.
-const maxErrorBytes = 64 << 10
-
-// RoundTrip implements http.RoundTripper.
-func (t shortErrors) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := t.RoundTripper.RoundTrip(r)
-	if err == nil && resp.StatusCode >= http.StatusMultipleChoices {
-		resp.Body = struct {
-			io.Reader
-			io.Closer
-		}{io.LimitReader(resp.Body, maxErrorBytes), resp.Body}
-	}
-	return resp, err
-}
-
 // moment is a time in an answer, zero if it is in no known form: none here is worth
 // failing for. Block storage leaves out the zone, which is UTC.
 type moment struct{ time.Time }

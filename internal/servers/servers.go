@@ -24,6 +24,7 @@ import (
 	"strings"
 	"time"
 
+	"vmimport/internal/outbound"
 	"vmimport/internal/secret"
 )
 
@@ -149,7 +150,7 @@ func (o *Options) client() (http.Client, error) {
 			DisableKeepAlives: true,
 		}
 	}
-	client.Transport = shortErrors{client.Transport}
+	client.Transport = outbound.ShortErrors(client.Transport)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	return client, nil
 }
