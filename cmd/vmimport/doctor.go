@@ -24,8 +24,11 @@ func doctorCommand(env cli.Env) *cobra.Command {
 		Use:   "doctor",
 		Short: "Check everything that the service's configuration depends on",
 		Long: `Reads the configuration of the API and worker and checks every dependency that it
-names: Redis and whether it is set up to keep what it accepts, the clock, and
-each region's tokens, object store and image service. Nothing is changed.
+names: Redis, its version, memory and replicas, and whether it is set up to keep
+what it accepts; whether the queue moves; scratch space, open files and the audit
+log; each region's cloud, tokens, object store and image service; webhooks'
+receivers and the collector of traces; and all clocks against this machine's.
+Nothing is changed.
 
 Run it as the user that the service runs as, on the machine that it runs on.
 The exit code is 0 if everything is in order, else 1.`,

@@ -336,14 +336,15 @@ func TestDoctor(t *testing.T) {
 	broken := "redis: {url: \"redis://:hunter2@127.0.0.1:1/0\"}\nworker: {scratch: " + dir + "}\nregions: [{id: east, objects: {directory: {path: " + dir + "}}, images: {directory: {path: " + dir + "}}}]\n"
 	code, stdout, stderr := doctor(broken)
 	want := "ok    configuration\nFAIL  redis: dial tcp 127.0.0.1:1: connect: connection refused\n" +
-		"      Start Redis, or correct redis.url.\nok    scratch: N GiB free\nok    region east: objects\nok    region east: images\n"
-	stdout = regexp.MustCompile(`\d+ GiB free`).ReplaceAllString(stdout, "N GiB free")
+		"      Start Redis, or correct redis.url and redis.mode.\nok    scratch: N free\nok    open files: up to N\nok    region east: objects\nok    region east: images: N free\n"
+	stdout = regexp.MustCompile(`\d+ .iB free`).ReplaceAllString(stdout, "N free")
+	stdout = regexp.MustCompile(`up to \d+`).ReplaceAllString(stdout, "up to N")
 	if code != cli.ExitError || stdout != want || stderr != "vmimport: not everything is in order\n" {
 		t.Errorf("%d %s %s", code, stdout, stderr)
 	}
 	code, stdout, stderr = doctor(broken, "--json")
 	var report struct{ Findings []app.Finding }
-	if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != cli.ExitError || len(report.Findings) != 5 || report.Findings[1].OK || report.Findings[1].Remedy == "" {
+	if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != cli.ExitError || len(report.Findings) != 6 || report.Findings[1].OK || report.Findings[1].Remedy == "" {
 		t.Errorf("%d %s %s %v", code, stdout, stderr, err)
 	}
 	for config, says := range map[string][]string{

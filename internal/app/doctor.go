@@ -3,19 +3,15 @@ package app
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 
 	"vmimport/imageapi/dirimages"
 	"vmimport/internal/auth/ramfile"
 	"vmimport/internal/config"
 	"vmimport/internal/fault"
 	"vmimport/internal/openstack"
-	"vmimport/internal/scratch"
-	"vmimport/tasks/redisstore"
+	"vmimport/internal/tracing"
 )
 
 // Finding is one thing that a diagnosis looked at.
@@ -28,10 +24,6 @@ type Finding struct {
 
 // diagnoseTimeout bounds each check.
 const diagnoseTimeout = 10 * time.Second
-
-// maxSkew is how far clocks may be apart before logs cannot be read together and
-// object stores come near to refusing signatures. Imports go by Redis's clock.
-const maxSkew = 30 * time.Second
 
 // Misconfigured is the diagnosis of a configuration that cannot be used, for an
 // error of config.Load or Validate: a finding for each problem.
@@ -52,12 +44,18 @@ func Misconfigured(err error) []Finding {
 func Diagnose(ctx context.Context, cfg *config.Config) []Finding {
 	d := &diagnosis{ctx: ctx, findings: []Finding{{Check: "configuration", OK: true}}}
 	d.redis(cfg.Redis)
-	d.look("scratch", "Correct worker.scratch, or make room there.", func(context.Context) (string, error) { return scratch.Check(cfg.Worker.Scratch) })
+	d.machine(cfg)
 	if ac := cfg.Aliyun; ac != nil {
 		d.look("accounts", "Correct aliyun.accounts_file.", func(context.Context) (string, error) { return checkAccounts(ac.AccountsFile) })
 	}
 	for _, rc := range cfg.Regions {
 		d.region(rc)
+	}
+	for _, wc := range cfg.Webhooks {
+		d.webhook(wc)
+	}
+	if endpoint := cfg.Tracing.Endpoint; endpoint != "" {
+		d.look("tracing", "Start the collector, or correct tracing.endpoint.", func(ctx context.Context) (string, error) { return "", tracing.Check(ctx, endpoint) })
 	}
 	return d.findings
 }
@@ -86,6 +84,9 @@ func (d *diagnosis) look(check, remedy string, do func(context.Context) (string,
 	}
 	if e, ok := errors.AsType[*fault.Error](err); ok {
 		f.Message = strings.TrimSuffix(e.Message, ".")
+		if e.Evidence != "" {
+			f.Message += " (" + e.Evidence + ")"
+		}
 		if e.Err != nil {
 			f.Message += ": " + e.Err.Error()
 		}
@@ -95,23 +96,6 @@ func (d *diagnosis) look(check, remedy string, do func(context.Context) (string,
 	}
 	d.findings = append(d.findings, f)
 	return f.OK
-}
-
-func (d *diagnosis) redis(rc config.Redis) {
-	const remedy = "Start Redis, or correct redis.url."
-	rdb, err := openRedis(rc.URL)
-	if err != nil {
-		d.look("redis", remedy, func(context.Context) (string, error) { return "", err })
-		return
-	}
-	defer rdb.Close()
-	if !d.look("redis", remedy, func(ctx context.Context) (string, error) { return "", rdb.Ping(ctx).Err() }) {
-		return
-	}
-	d.look("redis durability", "Set Redis so. Only with redis.require_durable false does the service run without, and may then lose imports.",
-		func(ctx context.Context) (string, error) { return durability(ctx, rdb, rc.RequireDurable) })
-	d.look("clock", "Synchronise the clocks of this machine and of Redis's.",
-		func(ctx context.Context) (string, error) { return compareClocks(ctx, rdb) })
 }
 
 // checkAccounts reads the file, and says what is in it.
@@ -135,6 +119,9 @@ func (d *diagnosis) region(rc config.Region) {
 	}) {
 		return // what follows would find the same again
 	}
+	if kc := rc.Keystone; kc != nil {
+		d.serverClock(at+"clock of keystone", kc.URL, kc.CAFile)
+	}
 	if rc.FJcloud != nil {
 		d.look(at+"tokens", "Correct fjcloud.tokens_file.", func(ctx context.Context) (string, error) {
 			tokens, err := openTokens(rc, cloud)
@@ -144,16 +131,23 @@ func (d *diagnosis) region(rc config.Region) {
 			return checkIfAble(ctx, tokens)
 		})
 	}
-	d.look(at+"objects", "Correct the region's objects.", func(ctx context.Context) (string, error) {
+	reached := d.look(at+"objects", "Correct the region's objects.", func(ctx context.Context) (string, error) {
 		store, err := openObjects(rc.Objects, cloud)
 		if err != nil {
 			return "", err
 		}
 		return checkIfAble(ctx, store)
 	})
+	if s3 := rc.Objects.S3; s3 != nil && reached {
+		d.serverClock(at+"clock of objects", s3.Endpoint, s3.CAFile)
+	}
 	d.look(at+"images", "Correct the region's images.", func(ctx context.Context) (string, error) {
 		if rc.Images.Directory != nil { // which opening would make
-			return "", dirimages.Check(ctx, rc.Images.Directory.Path)
+			if err := dirimages.Check(ctx, rc.Images.Directory.Path); err != nil {
+				return "", err
+			}
+			free, err := freeBytes(rc.Images.Directory.Path)
+			return free.String() + " free", err
 		}
 		images, err := openImages(rc, cloud)
 		if err != nil {
@@ -170,32 +164,4 @@ func checkIfAble(ctx context.Context, dependency any) (string, error) {
 		return "", c.Check(ctx)
 	}
 	return "", nil
-}
-
-// durability looks whether Redis would keep what it accepts. Where that is not
-// required, it says so and is content.
-func durability(ctx context.Context, rdb redis.UniversalClient, required bool) (string, error) {
-	problems, err := redisstore.New(rdb, redisstore.Options{}).Durability(ctx)
-	if len(problems) > 0 {
-		err = errors.New(strings.Join(problems, "; "))
-	}
-	if err != nil && !required {
-		return "not required (" + err.Error() + ")", nil
-	}
-	return "", err
-}
-
-func compareClocks(ctx context.Context, rdb redis.UniversalClient) (string, error) {
-	before := time.Now()
-	there, err := rdb.Time(ctx).Result()
-	if err != nil {
-		return "", err
-	}
-	// The answer was made at some time between asking and now.
-	half := time.Since(before) / 2
-	skew := there.Sub(before.Add(half)).Abs()
-	if skew-half > maxSkew {
-		return "", fmt.Errorf("this machine's clock and that of Redis differ by %s", skew.Round(time.Millisecond))
-	}
-	return "differs by " + skew.Round(time.Millisecond).String(), nil
 }

@@ -42,6 +42,11 @@ type Run func(ctx context.Context, cfg *config.Config, log zerolog.Logger) error
 
 // RunAPI serves the API until ctx ends.
 func RunAPI(ctx context.Context, cfg *config.Config, log zerolog.Logger) error {
+	stop, err := startTracing(ctx, cfg.Tracing, "vmimport-api", log)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	api, err := NewAPI(cfg, APIOptions{}, log)
 	if err != nil {
 		return err
@@ -67,6 +72,11 @@ func RunWorker(ctx context.Context, cfg *config.Config, log zerolog.Logger) erro
 	// The buffers are most of the heap and never garbage. Without a limit the
 	// collector would let the rest grow to the same size before it ran.
 	debug.SetMemoryLimit(int64(cfg.Worker.Memory) + spareMemory + int64(cfg.Worker.Concurrency)*exportMemory)
+	stop, err := startTracing(ctx, cfg.Tracing, "vmimport-worker", log)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	worker, err := NewWorker(cfg, log)
 	if err != nil {
 		return err

@@ -34,6 +34,7 @@ type Options struct {
 	//	images/           imported images
 	//	redis/            records and queue
 	//	accounts.yaml     accounts of the ECS ImportImage API
+	//	audit.log         who asked for what
 	//	credentials.env   how to reach the service
 	Data string
 	Log  zerolog.Logger
@@ -142,8 +143,9 @@ func (s *Stack) objects() string { return filepath.Join(s.Data, "objects") }
 
 func (s *Stack) config() *config.Config {
 	cfg := config.Default()
-	cfg.Redis = config.Redis{URL: s.redis.url, RequireDurable: s.redis.durable}
+	cfg.Redis.URL, cfg.Redis.RequireDurable = s.redis.url, s.redis.durable
 	cfg.Worker.Scratch = filepath.Join(s.Data, "scratch")
+	cfg.Audit.Path = filepath.Join(s.Data, "audit.log")
 	cfg.Operator.Token = secret.New(s.Credentials.OperatorToken)
 	cfg.Aliyun = &config.Aliyun{AccountsFile: filepath.Join(s.Data, accountsFile), RequestsPerSecond: -1}
 	objects := config.Objects{Directory: &config.Directory{Path: s.objects()}}

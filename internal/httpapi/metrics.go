@@ -14,6 +14,8 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	inFlight prometheus.Gauge
+	streams  prometheus.Gauge
+	unnoted  prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -31,16 +33,28 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}, labels),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "vmimport_http_requests_in_flight",
-			Help: "HTTP requests not answered yet.",
+			Help: "HTTP requests not answered yet, without event streams.",
+		}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "vmimport_event_streams",
+			Help: "Event streams that are open.",
+		}),
+		unnoted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "vmimport_audit_failures_total",
+			Help: "Requests that the audit log lacks, since it could not be written.",
 		}),
 	}
-	r.MustRegister(m.requests, m.seconds, m.inFlight)
+	r.MustRegister(m.requests, m.seconds, m.inFlight, m.streams, m.unnoted)
 	return m
 }
 
-func (m *metrics) observe(c echo.Context, took time.Duration) {
+// observe counts an answer. How long a stream was open tells nothing of how long answers take.
+func (m *metrics) observe(c echo.Context, took time.Duration, stream bool) {
 	labels := []string{method(c), route(c), strconv.Itoa(c.Response().Status)}
 	m.requests.WithLabelValues(labels...).Inc()
+	if stream && c.Response().Status == http.StatusOK {
+		return
+	}
 	m.seconds.WithLabelValues(labels...).Observe(took.Seconds())
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/labstack/echo/v4"
 	"github.com/rs/zerolog"
 
+	"vmimport/internal/audit"
 	"vmimport/internal/fault"
 )
 
@@ -22,8 +23,14 @@ import (
 func (f *frontend) observe(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		start := time.Now()
-		f.metrics.inFlight.Inc()
-		defer f.metrics.inFlight.Dec()
+		switch path := c.Path(); {
+		case !f.streams[path]:
+			f.metrics.inFlight.Inc()
+			defer f.metrics.inFlight.Dec()
+		case f.owners[path] != f.region.Portal: // which hands on one of ours
+			f.metrics.streams.Inc()
+			defer f.metrics.streams.Dec()
+		}
 
 		req, res := c.Request(), c.Response()
 		id := requestID(req.Header.Get(echo.HeaderXRequestID))
@@ -31,6 +38,8 @@ func (f *frontend) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		res.Header().Set(echo.HeaderXContentTypeOptions, "nosniff")
 		res.Header().Set(echo.HeaderCacheControl, "no-store")
 		ctx := f.opts.Log.With().Str("request_id", id).Logger().WithContext(req.Context())
+		ctx, entry := audit.NewContext(ctx)
+		ctx, endSpan := f.span(ctx, c, id)
 		c.SetRequest(req.WithContext(ctx))
 
 		err := contain(next, c)
@@ -38,8 +47,10 @@ func (f *frontend) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		if err != nil && !cut {
 			c.Error(err)
 		}
-		f.metrics.observe(c, time.Since(start))
+		f.metrics.observe(c, time.Since(start), f.streams[c.Path()])
 		f.logRequest(c, err, cut, time.Since(start))
+		f.audit(c, *entry, err, cut)
+		endSpan(err, cut)
 		if cut {
 			// The answer has begun and cannot be taken back. Ending it in good
 			// order would make a part look like the whole.
@@ -105,7 +116,7 @@ func requestID(asked string) string {
 }
 
 // bound limits what a request may take: size and time of the body, and time to
-// answer. Objects are limited in idle time only.
+// answer. Objects are limited in idle time only, and streams in the time to begin.
 func (f *frontend) bound(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		if allow, known := c.Get(echo.ContextKeyHeaderAllow).(string); known {
@@ -121,7 +132,8 @@ func (f *frontend) bound(next echo.HandlerFunc) echo.HandlerFunc {
 			return next(c)
 		}
 
-		ctx, stop := context.WithTimeout(req.Context(), f.opts.AnswerTimeout)
+		stream := f.streams[c.Path()]
+		ctx, stop := f.lifetime(c, stream)
 		defer stop()
 		req = req.WithContext(ctx)
 		if req.ContentLength != 0 {
@@ -132,11 +144,61 @@ func (f *frontend) bound(next echo.HandlerFunc) echo.HandlerFunc {
 			body := http.MaxBytesReader(res.Writer, req.Body, f.opts.MaxBodyBytes)
 			req.Body = &timedBody{ReadCloser: body, conn: conn}
 		}
-		_ = conn.SetWriteDeadline(time.Now().Add(f.opts.BodyTimeout + f.opts.AnswerTimeout))
+		if stream {
+			defer f.pace(res, conn)()
+		} else {
+			_ = conn.SetWriteDeadline(time.Now().Add(f.opts.BodyTimeout + f.opts.AnswerTimeout))
+		}
 		c.SetRequest(req)
 		return next(c)
 	}
 }
+
+// How long a client may take to read what is written to a stream of events, beyond what the
+// connection buffers.
+const (
+	streamTimeout = 10 * time.Second
+	finalTimeout  = time.Second // once the server is to stop
+)
+
+// pace limits the time of each write to a stream, and returns what does so for the end of the
+// answer: the server writes it when the last deadline may be long past.
+func (f *frontend) pace(res *echo.Response, conn *http.ResponseController) (end func()) {
+	within := func(d time.Duration) { _ = conn.SetWriteDeadline(time.Now().Add(d)) }
+	res.Writer = &timedWriter{ResponseWriter: res.Writer, conn: conn, idle: streamTimeout}
+	hurried := make(chan struct{})
+	attached := context.AfterFunc(f.live, func() {
+		within(finalTimeout) // for a write that is under way
+		close(hurried)
+	})
+	return func() {
+		if attached() {
+			within(streamTimeout)
+			return
+		}
+		<-hurried
+		within(finalTimeout)
+	}
+}
+
+// lifetime returns the context of a request to a dialect. That of a stream has no end of
+// its own once the answer has begun, but ends when the server is to stop.
+func (f *frontend) lifetime(c echo.Context, stream bool) (context.Context, context.CancelFunc) {
+	if !stream {
+		return context.WithTimeout(c.Request().Context(), f.opts.AnswerTimeout)
+	}
+	ctx, cancel := context.WithCancelCause(c.Request().Context())
+	late := time.AfterFunc(f.opts.AnswerTimeout, func() { cancel(context.DeadlineExceeded) })
+	c.Response().Before(func() { late.Stop() })
+	attached := context.AfterFunc(f.live, func() { cancel(errStopping) })
+	return ctx, func() {
+		late.Stop()
+		attached()
+		cancel(nil)
+	}
+}
+
+var errStopping = errors.New("the server is to stop")
 
 // timedBody gives each Read of a body its deadline. At the end it takes the
 // deadline back: the server goes on reading in the background, to learn of a
@@ -170,8 +232,27 @@ func (w *timedWriter) Write(p []byte) (int, error) {
 	return w.ResponseWriter.Write(p)
 }
 
+// FlushError is for http.ResponseController.
+func (w *timedWriter) FlushError() error {
+	_ = w.conn.SetWriteDeadline(time.Now().Add(w.idle))
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
 // Unwrap is for http.ResponseController.
 func (w *timedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// welcome leads who comes to the root of a region to its portal. Calls of the Aliyun dialect,
+// which is there too, name an action.
+func (f *frontend) welcome(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		r := c.Request()
+		reads := r.Method == http.MethodGet || r.Method == http.MethodHead
+		if f.region.Portal == nil || r.URL.Path != "/" || !reads || r.URL.Query().Has("Action") || r.Header.Get("X-Acs-Action") != "" {
+			return next(c)
+		}
+		return c.Redirect(http.StatusFound, "/portal/")
+	}
+}
 
 // writeError answers a request that ended in err.
 func (f *frontend) writeError(err error, c echo.Context) {

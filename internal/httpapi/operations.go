@@ -12,6 +12,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"vmimport"
+	"vmimport/internal/audit"
 )
 
 // mountOperations adds what is served for operators and machines.
@@ -35,7 +36,7 @@ func (f *frontend) mountOperations(e *echo.Echo) {
 	}
 	if f.opts.Monitoring != nil {
 		get("/monitoring", func(c echo.Context) error { return c.Redirect(http.StatusFound, "/monitoring/") })
-		get("/monitoring/*", echo.WrapHandler(f.opts.Monitoring), f.operatorsOnly, monitoringPolicy)
+		get("/monitoring/*", echo.WrapHandler(f.opts.Monitoring), f.operatorsOnly, noteMonitoring, monitoringPolicy)
 	}
 }
 
@@ -90,6 +91,18 @@ func (f *frontend) operatorsOnly(next echo.HandlerFunc) echo.HandlerFunc {
 		if !ok || f.opts.OperatorToken.IsZero() || subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
 			c.Response().Header().Set(echo.HeaderWWWAuthenticate, `Basic realm="vmimport operators", charset="UTF-8"`)
 			return echo.ErrUnauthorized
+		}
+		return next(c)
+	}
+}
+
+// noteMonitoring notes what an operator looks at: records name customers and their images. The
+// parts that the page is made of tell nothing.
+func noteMonitoring(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		if page := c.Param("*"); !strings.HasPrefix(page, "static/") {
+			entry := audit.From(c.Request().Context())
+			entry.Action, entry.ID = "monitoring.view", page
 		}
 		return next(c)
 	}

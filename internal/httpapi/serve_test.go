@@ -59,11 +59,35 @@ func (receiver) WriteError(c echo.Context, _ error) error {
 	return c.String(http.StatusRequestTimeout, "")
 }
 
+// streaming is a dialect with a stream of bytes: it writes what is large, and then waits.
+type streaming struct{ stub }
+
+func (d streaming) Mount(e *echo.Echo) {
+	d.stub.Mount(e)
+	e.GET("/stream", func(c echo.Context) error {
+		c.Response().WriteHeader(http.StatusOK)
+		_, err := c.Response().Write(make([]byte, 1<<10))
+		if err == nil {
+			err = http.NewResponseController(c.Response().Writer).Flush()
+		}
+		if err == nil {
+			<-c.Request().Context().Done()
+		}
+		return nil
+	})
+	e.GET("/stream/late", func(c echo.Context) error {
+		<-c.Request().Context().Done()
+		return context.Cause(c.Request().Context())
+	})
+}
+
+func (streaming) Streams(route string) bool { return strings.HasPrefix(route, "/stream") }
+
 // serve runs test with a server in simulated time, and stops it at the end.
 func serve(t *testing.T, test func(t *testing.T, l *pipes, stop func() error)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		s := New(Options{FJcloud: []Region{{Dialect: stub{"s"}}}, Objects: receiver{}})
+		s := New(Options{FJcloud: []Region{{Dialect: streaming{stub{"s"}}}}, Objects: receiver{}})
 		l := newPipes()
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
@@ -164,6 +188,71 @@ func TestSlowClients(t *testing.T) {
 			_, _ = io.WriteString(c, "GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
 			if status, _, after := answer(t, c); status != http.StatusTeapot || after != time.Minute {
 				t.Errorf("%d after %v", status, after)
+			}
+		})
+	})
+	t.Run("stream that does not begin", func(t *testing.T) {
+		t.Parallel()
+		serve(t, func(t *testing.T, l *pipes, _ func() error) {
+			c := l.dial()
+			defer c.Close()
+			_, _ = io.WriteString(c, "GET /stream/late HTTP/1.1\r\nHost: a\r\n\r\n")
+			if status, _, after := answer(t, c); status != http.StatusTeapot || after != time.Minute {
+				t.Errorf("%d after %v", status, after)
+			}
+		})
+	})
+	t.Run("stream that goes on", func(t *testing.T) {
+		t.Parallel()
+		serve(t, func(t *testing.T, l *pipes, stop func() error) {
+			c := l.dial()
+			defer c.Close()
+			_, _ = io.WriteString(c, "GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
+			stopped := make(chan error, 1)
+			time.AfterFunc(time.Hour, func() { stopped <- stop() })
+			if status, body, after := answer(t, c); status != http.StatusOK || len(body) != 1<<10 || after != time.Hour {
+				t.Errorf("%d, %d bytes, after %v", status, len(body), after)
+			}
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("stream that nobody reads", func(t *testing.T) {
+		t.Parallel()
+		serve(t, func(t *testing.T, l *pipes, _ func() error) {
+			c := l.dial()
+			defer c.Close()
+			_, _ = io.WriteString(c, "GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
+			time.Sleep(streamTimeout + time.Second) // simulated
+			if _, err := io.ReadAll(c); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+	t.Run("stream that nobody reads at the stop", func(t *testing.T) {
+		t.Parallel()
+		serve(t, func(t *testing.T, l *pipes, stop func() error) {
+			c := l.dial()
+			defer c.Close()
+			_, _ = io.WriteString(c, "GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
+			time.Sleep(time.Second) // simulated
+			start := time.Now()
+			if err := stop(); err != nil || time.Since(start) > 2*time.Second {
+				t.Errorf("%v after %v", err, time.Since(start))
+			}
+		})
+	})
+	t.Run("connection without a request at the stop", func(t *testing.T) {
+		t.Parallel()
+		serve(t, func(t *testing.T, l *pipes, stop func() error) {
+			defer l.dial().Close()
+			half := l.dial()
+			defer half.Close()
+			_, _ = io.WriteString(half, "GET /name HTTP/1.1\r\n")
+			start := time.Now()
+			if err := stop(); err != nil || time.Since(start) > 2*time.Second {
+				t.Errorf("%v after %v", err, time.Since(start))
 			}
 		})
 	})

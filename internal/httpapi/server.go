@@ -21,12 +21,15 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/labstack/echo/v4"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
 
+	"vmimport/internal/audit"
 	"vmimport/internal/secret"
 )
 
@@ -41,11 +44,21 @@ type Dialect interface {
 	WriteError(c echo.Context, err error) error
 }
 
+// Streamer is a Dialect some of whose answers go on until the client, the server or the
+// dialect ends them: streams of events. Each of their writes has a time limit, and the
+// answer as a whole none.
+type Streamer interface {
+	Dialect
+	// Streams reports whether the answers at a route template are streams.
+	Streams(route string) bool
+}
+
 // Region is a dialect and the hosts it answers for.
 type Region struct {
 	ID      string
 	Hosts   []string // without port; compared without regard to case
 	Dialect Dialect
+	Portal  Dialect // the web page, under /portal/, where "/" leads to; nil: none
 }
 
 // Check is one condition of being ready, such as a dependency that answers.
@@ -74,6 +87,8 @@ type Options struct {
 	Checks   []Check
 	Registry *prometheus.Registry // nil: one of its own
 	Log      zerolog.Logger
+	Audit    audit.Sink   // nil: who asked for what is not noted
+	Tracer   trace.Tracer // nil: requests are no spans
 
 	// TrustedProxies are those whose X-Forwarded-For is believed.
 	TrustedProxies []netip.Prefix
@@ -94,6 +109,9 @@ type Server struct {
 	metrics *metrics
 	byHost  map[string]http.Handler
 	first   http.Handler
+
+	live       context.Context // of streams
+	endStreams context.CancelFunc
 }
 
 // New returns a Server. It panics if two regions claim the same host, or if the
@@ -109,6 +127,7 @@ func New(opts Options) *Server {
 		opts.Registry = prometheus.NewRegistry()
 	}
 	s := &Server{opts: opts, metrics: newMetrics(opts.Registry), byHost: map[string]http.Handler{}}
+	s.live, s.endStreams = context.WithCancel(context.Background())
 	for _, region := range opts.FJcloud {
 		front := s.front(region)
 		if s.first == nil {
@@ -132,11 +151,12 @@ func New(opts Options) *Server {
 func (s *Server) front(region Region) *echo.Echo {
 	e := echo.New()
 	e.IPExtractor = clientAddress(s.opts.TrustedProxies)
-	f := &frontend{Server: s, region: region, owners: map[string]Dialect{}}
-	e.Use(f.observe, f.bound)
+	f := &frontend{Server: s, region: region, owners: map[string]Dialect{}, streams: map[string]bool{}}
+	e.Use(f.observe, f.bound, f.welcome)
 	e.HTTPErrorHandler = f.writeError
 	f.mountOperations(e)
 	f.mount(e, region.Dialect)
+	f.mount(e, region.Portal)
 	f.mount(e, s.opts.Aliyun)
 	f.mount(e, s.opts.Objects)
 	return e
@@ -146,7 +166,9 @@ func (s *Server) front(region Region) *echo.Echo {
 type frontend struct {
 	*Server
 	region Region
-	owners map[string]Dialect // by route template
+	// By route template.
+	owners  map[string]Dialect
+	streams map[string]bool
 }
 
 func (f *frontend) mount(e *echo.Echo, d Dialect) {
@@ -156,8 +178,10 @@ func (f *frontend) mount(e *echo.Echo, d Dialect) {
 	// A fresh instance tells which routes are this dialect's.
 	own := echo.New()
 	d.Mount(own)
+	streamer, _ := d.(Streamer)
 	for _, route := range own.Routes() {
 		f.owners[route.Path] = d
+		f.streams[route.Path] = streamer != nil && streamer.Streams(route.Path)
 	}
 	d.Mount(e)
 }
@@ -183,8 +207,8 @@ const (
 	maxHeaderBytes = 64 << 10          // tokens of Keystone reach a few KiB
 )
 
-// Serve answers requests on l until ctx ends. It then takes no more, waits for
-// those under way as long as Options.ShutdownGrace, cuts off the rest, and
+// Serve answers requests on l until ctx ends. It then takes no more, ends streams, waits
+// for those under way as long as Options.ShutdownGrace, cuts off the rest, and
 // returns nil if there were none. Serve closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
@@ -194,6 +218,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          stdlog.New(s.opts.Log, "", 0),
 	}
+	early := &newcomers{conns: map[net.Conn]bool{}}
+	srv.ConnState = early.note
+	srv.RegisterOnShutdown(early.close)
 	ended := make(chan error, 1)
 	go func() { ended <- srv.Serve(l) }()
 
@@ -202,6 +229,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve http: %w", err)
 	case <-ctx.Done():
 	}
+	s.endStreams()
 	grace, stop := context.WithTimeout(context.WithoutCancel(ctx), s.opts.ShutdownGrace)
 	defer stop()
 	err := srv.Shutdown(grace)
@@ -210,6 +238,37 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	<-ended
 	return err
+}
+
+// newcomers are the connections that no request has come over yet, of which browsers keep some
+// in store. A server that stops answers none of these, and would yet wait for them for 5 s.
+type newcomers struct {
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+	over  bool
+}
+
+// note is for http.Server.ConnState.
+func (n *newcomers) note(c net.Conn, state http.ConnState) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case state != http.StateNew:
+		delete(n.conns, c)
+	case n.over:
+		_ = c.Close()
+	default:
+		n.conns[c] = true
+	}
+}
+
+func (n *newcomers) close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.over = true
+	for c := range n.conns {
+		_ = c.Close()
+	}
 }
 
 // clientAddress says where a request comes from: the peer of the connection,

@@ -341,7 +341,9 @@ func TestOperations(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	registry := prometheus.NewRegistry()
-	s := New(Options{Registry: registry, FJcloud: []Region{{Dialect: stub{"s"}}}})
+	s := New(Options{Registry: registry, FJcloud: []Region{{Dialect: streaming{stub{"s"}}}}})
+	s.endStreams()
+	get(s, "/stream")
 	for i := range 50 {
 		send(s, httptest.NewRequest(fmt.Sprintf("M%d", i), fmt.Sprintf("/made/up/%d", i), nil))
 	}
@@ -352,9 +354,10 @@ func TestMetrics(t *testing.T) {
 # HELP vmimport_http_requests_total HTTP requests answered.
 # TYPE vmimport_http_requests_total counter
 vmimport_http_requests_total{method="GET",route="/name",status="200"} 2
+vmimport_http_requests_total{method="GET",route="/stream",status="200"} 1
 vmimport_http_requests_total{method="POST",route="/name",status="418"} 1
 vmimport_http_requests_total{method="other",route="unknown",status="404"} 50
-# HELP vmimport_http_requests_in_flight HTTP requests not answered yet.
+# HELP vmimport_http_requests_in_flight HTTP requests not answered yet, without event streams.
 # TYPE vmimport_http_requests_in_flight gauge
 vmimport_http_requests_in_flight 0
 `), "vmimport_http_requests_total", "vmimport_http_requests_in_flight")
@@ -364,6 +367,79 @@ vmimport_http_requests_in_flight 0
 	if n, err := testutil.GatherAndCount(registry, "vmimport_http_request_duration_seconds"); err != nil || n != 3 {
 		t.Errorf("%d histograms, %v", n, err)
 	}
+}
+
+// TestStreamsAreCountedOnce: the portal's are the API's.
+func TestStreamsAreCountedOnce(t *testing.T) {
+	t.Parallel()
+	var s *Server
+	open := 0.0
+	s = New(Options{FJcloud: []Region{{Dialect: &watching{"/stream", func(c echo.Context) error {
+		open = testutil.ToFloat64(s.metrics.streams)
+		return c.NoContent(http.StatusOK)
+	}}, Portal: &watching{"/portal/stream", func(c echo.Context) error {
+		s.ServeHTTP(c.Response(), httptest.NewRequest(http.MethodGet, "/stream", nil).WithContext(c.Request().Context()))
+		return nil
+	}}}}})
+	for _, target := range []string{"/stream", "/portal/stream"} {
+		if get(s, target); open != 1 || testutil.ToFloat64(s.metrics.streams) != 0 || testutil.ToFloat64(s.metrics.inFlight) != 0 {
+			t.Errorf("%s counts as %v", target, open)
+		}
+	}
+}
+
+// watching is a dialect with one stream.
+type watching struct {
+	path  string
+	serve echo.HandlerFunc
+}
+
+func (d *watching) Mount(e *echo.Echo)                     { e.GET(d.path, d.serve) }
+func (*watching) Streams(string) bool                      { return true }
+func (*watching) WriteError(_ echo.Context, e error) error { return e }
+
+func TestPortalIsTheWelcome(t *testing.T) {
+	t.Parallel()
+	rpc, err := aliyun.New(nil, aliyun.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*Server{
+		New(Options{FJcloud: []Region{{Dialect: stub{"s"}, Portal: page{}}}}),
+		New(Options{FJcloud: []Region{{Dialect: stub{"s"}, Portal: page{}}}, Aliyun: rpc}),
+	} {
+		for _, tt := range []struct {
+			method, target, header string
+			leads                  bool
+		}{
+			{"GET", "/", "", true}, {"HEAD", "/?lang=ja", "", true},
+			{"GET", "/?Action=DescribeRegions", "", false}, {"GET", "/?Action=", "", false}, {"POST", "/", "", false},
+			{"GET", "/", "DescribeRegions", false}, {"GET", "/name", "", false},
+		} {
+			rec := send(s, httptest.NewRequest(tt.method, tt.target, nil), "X-Acs-Action", tt.header)
+			if leads := rec.Code == http.StatusFound && rec.Header().Get("Location") == "/portal/"; leads != tt.leads {
+				t.Errorf("%s %s: %d %v", tt.method, tt.target, rec.Code, rec.Header())
+			}
+		}
+		if rec := get(s, "/portal/"); rec.Body.String() != "the page" {
+			t.Errorf("%d %s", rec.Code, rec.Body)
+		}
+		if rec := get(s, "/portal/broken"); rec.Body.String() != "the page says no" {
+			t.Errorf("%d %s", rec.Code, rec.Body)
+		}
+	}
+}
+
+// page is a portal.
+type page struct{}
+
+func (page) Mount(e *echo.Echo) {
+	e.GET("/portal/", func(c echo.Context) error { return c.String(http.StatusOK, "the page") })
+	e.GET("/portal/broken", func(echo.Context) error { return errors.New("broken") })
+}
+
+func (page) WriteError(c echo.Context, _ error) error {
+	return c.String(http.StatusInternalServerError, "the page says no")
 }
 
 func TestClientAddress(t *testing.T) {

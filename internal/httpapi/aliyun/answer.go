@@ -10,6 +10,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"vmimport/internal/audit"
 	"vmimport/internal/auth/aliyunsig"
 )
 
@@ -95,6 +96,7 @@ func (d *Dialect) WriteError(c echo.Context, err error) error {
 	}
 	p := problemOf(err)
 	annotate(c, "code", p.code)
+	audit.From(c.Request().Context()).Fault = p.code
 	if p.status == http.StatusServiceUnavailable {
 		c.Response().Header().Set(echo.HeaderRetryAfter, retryAfter)
 	}

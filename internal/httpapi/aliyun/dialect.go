@@ -8,6 +8,7 @@
 package aliyun
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/time/rate"
 
+	"vmimport/internal/audit"
 	"vmimport/internal/auth/aliyunsig"
 	"vmimport/internal/auth/ram"
 	"vmimport/tasks"
@@ -186,16 +188,19 @@ type action struct {
 	// unknownRegion is what a caller is told who names a region that is none; nil: the
 	// action is about no region.
 	unknownRegion *problem
+	// noted is what the audit log calls it. What changes nothing is noted only if it is refused.
+	noted   string
+	changes bool
 }
 
 var actions = map[string]action{
-	"ImportImage":           {(*call).importImage, errMayNotImport, errImportRegion},
-	"CancelTask":            {(*call).cancelTask, errMayNot, errTaskRegion},
-	"DescribeTasks":         {(*call).describeTasks, errMayNot, errTaskRegion},
-	"DescribeTaskAttribute": {(*call).describeTaskAttribute, errMayNot, errTaskRegion},
-	"DescribeImages":        {(*call).describeImages, errMayNot, errRegion},
-	"DeleteImage":           {(*call).deleteImage, errMayNot, errRegion},
-	"DescribeRegions":       {(*call).describeRegions, errMayNot, nil},
+	"ImportImage":           {(*call).importImage, errMayNotImport, errImportRegion, "import.register", true},
+	"CancelTask":            {(*call).cancelTask, errMayNot, errTaskRegion, "import.cancel", true},
+	"DescribeTasks":         {(*call).describeTasks, errMayNot, errTaskRegion, "import.list", false},
+	"DescribeTaskAttribute": {(*call).describeTaskAttribute, errMayNot, errTaskRegion, "import.show", false},
+	"DescribeImages":        {(*call).describeImages, errMayNot, errRegion, "image.list", false},
+	"DeleteImage":           {(*call).deleteImage, errMayNot, errRegion, "image.delete", true},
+	"DescribeRegions":       {(*call).describeRegions, errMayNot, nil, "region.list", false},
 }
 
 // callKey is under which the server's context holds the call, for WriteError.
@@ -244,9 +249,15 @@ func (cl *call) answer(c echo.Context) (any, error) {
 	if err := cl.form.check(); err != nil {
 		return nil, err
 	}
+	note := audit.From(cl)
+	note.AccessKey = signed.KeyID
 	if err := cl.d.opts.Verifier.Verify(cl, signed, func() error { return cl.identify(c, signed.KeyID) }); err != nil {
+		if p := problemOf(err); p != errThrottled && p.status < http.StatusInternalServerError {
+			note.Action = audit.SignInRefused
+		}
 		return nil, err
 	}
+	note.Tenant, note.Project, note.User = string(tenantOf(cl.caller.Account)), cl.caller.Account.Project, cl.caller.ARN()
 	// Counted now: somebody else's repetition of a request must not use up the bound.
 	if cl.rate != nil && !cl.rate.Allow() {
 		return nil, errThrottled
@@ -254,13 +265,19 @@ func (cl *call) answer(c echo.Context) (any, error) {
 	act, ok := actions[signed.Action]
 	switch {
 	case !ok:
+		note.Action = "unknown"
 		return nil, errAction
 	case signed.Version != Version:
 		return nil, errVersion
 	}
 	cl.action = signed.Action
 	annotate(c, "action", cl.action)
+	note.Region, note.ID = cl.params["RegionId"], cmp.Or(cl.params["TaskId"], cl.params["ImageId"])
+	if act.changes {
+		note.Action = act.noted
+	}
 	if !cl.permitted() {
+		note.Action = act.noted
 		return nil, act.refusal
 	}
 	if act.unknownRegion != nil {

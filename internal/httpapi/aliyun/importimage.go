@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"vmimport/internal/audit"
 	"vmimport/internal/fault"
 	"vmimport/tasks"
 )
@@ -71,6 +72,7 @@ func (cl *call) importImage() (any, error) {
 }
 
 func (cl *call) accepted(imp *tasks.Task) *importAnswer {
+	audit.From(cl).ID = string(imp.ID)
 	return &importAnswer{cl.base(), cl.region.ID, imageOf(imp), string(imp.ID), string(imp.ID)}
 }
 

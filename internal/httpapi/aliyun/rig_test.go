@@ -78,18 +78,19 @@ type rig struct {
 	objects  *objects
 	clock    *clock
 	log      *lockedBuffer
+	noted    *notes
 	nonce    atomic.Int64
 }
 
 // newRig starts one. change may alter the dialect's options before.
 func newRig(t testing.TB, change ...func(*aliyun.Options)) *rig {
 	t.Helper()
-	r := &rig{redis: miniredis.RunT(t), accounts: newDirectory(t), objects: newObjects(), clock: &clock{}, log: &lockedBuffer{}}
+	r := &rig{redis: miniredis.RunT(t), accounts: newDirectory(t), objects: newObjects(), clock: &clock{}, log: &lockedBuffer{}, noted: &notes{}}
 	r.clock.add(0)
 	rdb := redis.NewClient(&redis.Options{Addr: r.redis.Addr(), MaxRetries: -1})
 	t.Cleanup(func() { _ = rdb.Close() })
 	r.store = redisstore.New(rdb, redisstore.Options{Retention: 30 * 24 * time.Hour, Now: r.clock.now})
-	service := tasks.NewService(r.store, r.objects, tasks.Limits{}, r.clock.now)
+	service := tasks.NewService(r.store, r.objects, tasks.Policy{}, r.clock.now)
 	r.mount(t, service, nonces.New(rdb), change...)
 	return r
 }
@@ -119,7 +120,7 @@ func (r *rig) mount(t testing.TB, service aliyun.Service, used aliyunsig.Nonces,
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.Handler = httpapi.New(httpapi.Options{Aliyun: d, Log: zerolog.New(r.log)})
+	r.Handler = httpapi.New(httpapi.Options{Aliyun: d, Log: zerolog.New(r.log), Audit: r.noted})
 }
 
 func regions() []aliyun.Region {
@@ -443,7 +444,7 @@ func (w *worker) succeed(t testing.TB) {
 
 func (w *worker) fail(t testing.TB, why tasks.Failure) {
 	t.Helper()
-	w.end(t, w.store.Fail(t.Context(), w.held, why, w.attempt("failed")))
+	w.end(t, w.store.Fail(t.Context(), w.held, why, w.attempt("failed"), 0))
 }
 
 // release gives the import back, for another attempt.
