@@ -13,7 +13,7 @@ GUEST   ?= 2GiB
 TESTFLAGS ?= -race -shuffle=on -timeout 20m -p 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test test/go test-openstack test-openstack/go openstack deps deps-node deps-openstack lint fuzz bench bench-openstack soak build static clean
+.PHONY: help demo run test test/go test-openstack test-openstack/go openstack deps deps-node deps-openstack lint fuzz bench bench-openstack million scaling soak build static clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z\/-]+:.*## / {printf "  make %-19s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,9 +27,11 @@ run: build ## Run the whole service in one process until interrupted (DATA=direc
 test: deps deps-node test/go ## Install what the tests need (as root), then run all of them
 
 # Whole clusters of processes are tested by themselves, since they are timed and
-# would share the cores with all the rest.
+# would share the cores with all the rest. What the browser saw is kept in .cache.
 test/go: ## Run all tests but test-openstack's, with what is installed
-	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v -e /clustertest -e /openstacktest -e /testenv/openstack)
+	$(GO) test $(TESTFLAGS) $$($(GO) list ./... | grep -v -e /clustertest -e /portaltest -e /openstacktest -e /testenv/openstack)
+	@mkdir -p .cache
+	$(GO) test $(TESTFLAGS) -artifacts -outputdir .cache ./internal/portaltest
 	$(GO) test $(TESTFLAGS) ./internal/clustertest
 
 test-openstack: deps deps-openstack test-openstack/go ## Install Keystone, Swift, Glance and Nova (as root), then test against them
@@ -42,53 +44,52 @@ openstack: deps-openstack ## Run Keystone, Swift and Glance until interrupted, t
 	@$(GO) run ./internal/testenv/openstack/serve $(if $(COMPUTE),-compute)
 
 # Debian packages, each with the command that shows it is there. A C compiler is
-# what the race detector needs.
-DEPS := redis-server:redis-server qemu-utils:qemu-img e2fsprogs:mke2fs util-linux:partx build-essential:gcc
+# what the race detector needs; the fonts are for the browser's screenshots.
+DEPS := redis-server:redis-server qemu-utils:qemu-img e2fsprogs:mke2fs util-linux:partx \
+	build-essential:gcc chromium,fonts-noto-cjk:chromium prometheus:promtool python3-minimal:python3
 
 # Where mke2fs is, and what not every user's PATH has.
 export PATH := $(PATH):/usr/sbin:/sbin
 
-# $(call need,package:command ...) installs packages whose command is not there.
-define need
-@missing=(); for d in $(1); do command -v "$${d#*:}" >/dev/null || missing+=("$${d%%:*}"); done; \
-	if [ $${#missing[@]} -gt 0 ]; then \
-		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$${missing[@]}"; \
-		else \
-			echo "The tests need these packages, which are not installed: $${missing[*]}" >&2; exit 1; \
-		fi; \
-	fi
-endef
-
-deps: ## Install the Debian packages that the tests need, or say which are missing
-	$(call need,$(DEPS))
-
-# A vendor's SDK for JavaScript is what some tests speak through. Packages of Node.js
-# that bring npm along conflict with Debian's.
-SDK := internal/aliyuntest/node
-deps-node: ## Install Node.js and the packages for it that the tests need, or say which are missing
-	$(call need,nodejs:node)
-	$(call need,npm:npm)
-	@if ! cmp -s $(SDK)/package-lock.json $(SDK)/node_modules/.installed; then \
-		npm ci --prefix $(SDK) --ignore-scripts --no-audit --no-fund && cp $(SDK)/package-lock.json $(SDK)/node_modules/.installed; \
-	fi
-
-# The libraries only: the packages of the services would set up servers of their own.
-OPENSTACK := python3-keystone python3-glance python3-swift python3-keystonemiddleware uwsgi-core uwsgi-plugin-python3 \
-	memcached python3-openstackclient python3-glanceclient python3-swiftclient python3-nova python3-placement rabbitmq-server
-
-# Memcached and RabbitMQ would be started when they are installed, unless a policy forbids it.
-deps-openstack: ## Install the Debian packages that test-openstack needs, or say which are missing
-	@missing=(); for p in $(OPENSTACK); do [ "$$(dpkg-query -W -f '$${db:Status-Status}' "$$p" 2>/dev/null)" = installed ] || missing+=("$$p"); done; \
+# Installs the packages in the shell's array "missing", as the last part of a recipe. The
+# servers among them would be started, unless a policy forbids it.
+define install
 	if [ $${#missing[@]} -gt 0 ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 			policy=/usr/sbin/policy-rc.d; \
 			if [ ! -e $$policy ]; then printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; trap "rm -f $$policy" EXIT; fi; \
 			apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends -o DPkg::Options::=--force-unsafe-io "$${missing[@]}"; \
 		else \
-			echo "The OpenStack tests need these packages, which are not installed: $${missing[*]}" >&2; exit 1; \
+			echo "The tests need these packages, which are not installed: $${missing[*]}" >&2; exit 1; \
 		fi; \
 	fi
+endef
+
+# $(call need,package[,package]:command ...) installs packages whose command is not there.
+define need
+@missing=(); for d in $(1); do command -v "$${d#*:}" >/dev/null || { p=$${d%%:*}; missing+=($${p//,/ }); }; done; $(install)
+endef
+
+deps: ## Install the Debian packages that the tests need, or say which are missing
+	$(call need,$(DEPS))
+
+# A vendor's SDK for JavaScript is what some tests speak through, and a checker of accessibility
+# looks at the portal. Packages of Node.js that bring npm along conflict with Debian's.
+NODE := internal/aliyuntest/node internal/portaltest/node
+deps-node: ## Install Node.js and the packages for it that the tests need, or say which are missing
+	$(call need,nodejs:node)
+	$(call need,npm:npm)
+	@for d in $(NODE); do \
+		cmp -s $$d/package-lock.json $$d/node_modules/.installed || { \
+			npm ci --prefix $$d --ignore-scripts --no-audit --no-fund && cp $$d/package-lock.json $$d/node_modules/.installed; } || exit 1; \
+	done
+
+# The libraries only: the packages of the services would set up servers of their own.
+OPENSTACK := python3-keystone python3-glance python3-swift python3-keystonemiddleware uwsgi-core uwsgi-plugin-python3 \
+	memcached python3-openstackclient python3-glanceclient python3-swiftclient python3-nova python3-placement rabbitmq-server
+
+deps-openstack: ## Install the Debian packages that test-openstack needs, or say which are missing
+	@missing=(); for p in $(OPENSTACK); do [ "$$(dpkg-query -W -f '$${db:Status-Status}' "$$p" 2>/dev/null)" = installed ] || missing+=("$$p"); done; $(install)
 
 lint: ## gofmt, go vet, staticcheck, and that go.mod is tidy
 	@out=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$out" ]; then echo "not formatted:"; echo "$$out"; exit 1; fi
@@ -116,6 +117,12 @@ bench: deps ## Measure the data path (GUEST=size of the disks): ratios of pairs 
 
 bench-openstack: deps deps-openstack ## Measure imports into Glance against its own import (GUEST=size of the disk)
 	$(GO) test -run '^$$' -bench Glance -benchtime 3x -timeout 60m ./internal/openstacktest -bench.guest $(GUEST)
+
+million: deps ## Measure list, status and portal with a million records, and the memory of each
+	$(GO) test -run '^$$' -bench Million -benchtime 1x -timeout 60m ./internal/clustertest
+
+scaling: deps ## Measure 1, 2, 4 and 8 workers on sources of 100 MB/s each, and draw the plot
+	$(GO) test -run '^$$' -bench Scaling -benchtime 1x -timeout 30m ./internal/clustertest
 
 soak: deps ## Many processes, kills and restarts for some minutes
 	$(GO) test -timeout 60m -count=1 -v ./internal/clustertest -soak
