@@ -46,6 +46,7 @@ type Run struct {
 	Retries        int64       `json:"retries,omitempty"` // range requests repeated
 	Stalls         int64       `json:"stalls,omitempty"`  // range requests replaced since no byte came
 	FailureCode    string      `json:"failure_code,omitempty"`
+	Evidence       string      `json:"evidence,omitempty"` // what was seen when it failed
 	Remedy         string      `json:"remedy,omitempty"`
 	RequestedAt    time.Time   `json:"requested_at,omitzero"`
 	FinishedAt     time.Time   `json:"finished_at,omitzero"`

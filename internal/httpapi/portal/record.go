@@ -44,45 +44,12 @@ type record struct {
 
 // run is what this service adds to the status of any task.
 type run struct {
-	Stage          tasks.Stage `json:"stage"`
-	DoneBytes      int64       `json:"done_bytes"`
-	TotalBytes     int64       `json:"total_bytes"`
-	BytesPerSecond int64       `json:"bytes_per_second"`
-	Attempt        int64       `json:"attempt"`
-	Retries        int64       `json:"retries"`
-	Stalls         int64       `json:"stalls"`
-	RequestedAt    time.Time   `json:"requested_at"`
-	FinishedAt     time.Time   `json:"finished_at"`
-
-	FailureCode string `json:"failure_code"`
-	Evidence    string `json:"evidence"`
-	Remedy      string `json:"remedy"`
-
-	QueuePosition  int       `json:"queue_position"`
-	EstimatedStart time.Time `json:"estimated_start"`
-	Attempts       []attempt `json:"attempts"`
-	KeptUntil      time.Time `json:"kept_until"`
-	Retried        int       `json:"retried"`
-
+	client.Run
 	Digests      map[string]string       `json:"digests"`
 	SourceFormat string                  `json:"source_format"`
 	VirtualSize  int64                   `json:"virtual_size"`
 	Disks        int                     `json:"disks"`
 	Objects      []client.ExportedObject `json:"objects"`
-}
-
-// attempt is one ended attempt.
-type attempt struct {
-	Attempt     int64     `json:"attempt"`
-	StartedAt   time.Time `json:"started_at"`
-	EndedAt     time.Time `json:"ended_at"`
-	Outcome     string    `json:"outcome"`
-	FromBytes   int64     `json:"from_bytes"`
-	DoneBytes   int64     `json:"done_bytes"`
-	FailureCode string    `json:"failure_code"`
-	Message     string    `json:"message"`
-	Evidence    string    `json:"evidence"`
-	Remedy      string    `json:"remedy"`
 }
 
 func (r *record) settle(k kind, id tasks.ID) {
@@ -191,8 +158,8 @@ func (r *record) Failure() *failure {
 	return &failure{x.FailureCode, message, x.Evidence, x.Remedy}
 }
 
-// Failure returns why the attempt did not succeed; nil if nothing is said of it.
-func (a *attempt) Failure() *failure {
+// setback returns why an attempt did not succeed; nil if nothing is said of it.
+func setback(a client.Attempt) *failure {
 	if a.FailureCode == "" {
 		return nil
 	}

@@ -59,6 +59,7 @@ func functions(words *catalog) template.FuncMap {
 		"iso":     iso,
 		"digest":  func(algorithm string) string { return strings.Replace(strings.ToUpper(algorithm), "SHA", "SHA-", 1) },
 		"failure": words.failure,
+		"setback": setback,
 		"asset":   func(name string) string { return root + "assets/" + assetNames[name] },
 		"args":    arguments,
 	}

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/net/html"
 
+	"vmimport/internal/client"
 	"vmimport/tasks"
 )
 
@@ -298,7 +299,7 @@ func TestFigures(t *testing.T) {
 			t.Errorf("left(%v) = %q", d, got)
 		}
 	}
-	r := &record{State: tasks.Processing, Extra: run{Stage: tasks.StageCopying, TotalBytes: 1 << 50, BytesPerSecond: 1}}
+	r := &record{State: tasks.Processing, Extra: run{Run: client.Run{Stage: tasks.StageCopying, TotalBytes: 1 << 50, BytesPerSecond: 1}}}
 	if r.Left() != 0 {
 		t.Errorf("a rate of one byte a second gives %v", r.Left())
 	}
@@ -335,7 +336,7 @@ func TestFailureText(t *testing.T) {
 func BenchmarkList(b *testing.B) {
 	p := New(Options{Region: "jp-east-3", Offers: testOffers})
 	one := &record{ID: taskA, Kind: tasks.KindImport, State: tasks.Processing, ImportName: "web01-system", Progress: 37,
-		Extra: run{Stage: tasks.StageCopying, DoneBytes: 15 << 30, TotalBytes: 40 << 30, BytesPerSecond: 96 << 20, RequestedAt: testNow}}
+		Extra: run{Run: client.Run{Stage: tasks.StageCopying, DoneBytes: 15 << 30, TotalBytes: 40 << 30, BytesPerSecond: 96 << 20, RequestedAt: testNow}}}
 	body := listBody{Kind: tasks.KindImport, Path: imports.path, Page: 1, Records: slices.Repeat([]*record{one}, 100)}
 	for b.Loop() {
 		err := p.pages[japanese]["list"].ExecuteTemplate(io.Discard, "layout.html", page{Lang: japanese, Body: body})
