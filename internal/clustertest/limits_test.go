@@ -11,9 +11,8 @@ import (
 	"vmimport/tasks"
 )
 
-// startLimited starts a cluster in which tenants have limits of their own, as the
-// configuration has them.
-func startLimited(t *testing.T, s settings, limits map[tasks.Tenant]map[string]any) *cluster {
+// startLimited starts a cluster with limits, as the configuration has them.
+func startLimited(t *testing.T, s settings, limits map[string]any) *cluster {
 	t.Helper()
 	apis, workers := s.apis, s.workers
 	s.apis, s.workers = 0, 0
@@ -26,7 +25,7 @@ func startLimited(t *testing.T, s settings, limits map[tasks.Tenant]map[string]a
 	if err := yaml.Unmarshal(b, &config); err != nil {
 		t.Fatal(err)
 	}
-	config["limits"] = map[string]any{"tenants": limits}
+	config["limits"] = limits
 	if err := writeYAML(c.config, config); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +71,7 @@ func TestRunningLimit(t *testing.T) {
 	t.Parallel()
 	const each = 5
 	c := startLimited(t, settings{apis: 1, workers: 2, concurrency: 2, bytesPerSecond: 32 << 20},
-		map[tasks.Tenant]map[string]any{"domain-blue": {"running": 1}})
+		map[string]any{"tenants": map[string]any{"domain-blue": map[string]any{"running": 1}}})
 	var ids [2][]tasks.ID
 	for i, tn := range c.tenants[:2] {
 		o := c.store.putSparse(tn.bucket(), "disk.raw", 8<<20)
@@ -99,7 +98,7 @@ func TestBandwidthLimit(t *testing.T) {
 		size  = 80 << 20
 	)
 	c := startLimited(t, settings{apis: 1, workers: 2, concurrency: 1, chunk: "1MiB", parallel: 4},
-		map[tasks.Tenant]map[string]any{"domain-blue": {"bandwidth": "20MB"}})
+		map[string]any{"tenants": map[string]any{"domain-blue": map[string]any{"bandwidth": "20MB"}}})
 	tn := c.tenants[0]
 	o := c.store.putSparse(tn.bucket(), "disk.raw", size)
 	began := time.Now()
