@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"sync"
 	"time"
 )
@@ -152,6 +153,9 @@ func (vol *Volume) rest() {
 	}
 }
 
+// uploadTries is how often Cinder tries an upload: once, and then as glance_num_retries has it.
+const uploadTries = 4
+
 // upload is what happens behind an accepted request.
 func (v *Volumes) upload(vol *Volume, u Uploads, token, image string) {
 	defer func() {
@@ -166,8 +170,15 @@ func (v *Volumes) upload(vol *Volume, u Uploads, token, image string) {
 			return
 		}
 	}
-	if !u.Fail && v.cloud.uploadImage(v.ctx, token, image, vol.content) == nil {
-		return
+	for try := range uploadTries {
+		if u.Fail {
+			break
+		}
+		err := v.cloud.uploadImage(v.ctx, token, image, vol.content)
+		if err == nil {
+			return
+		}
+		fmt.Fprintf(os.Stderr, "cinder's stand-in: upload image %s, try %d: %v\n", image, try+1, err)
 	}
 	_ = v.cloud.deleteImage(v.ctx, token, image) // as Cinder does, which only logs that it failed
 }
