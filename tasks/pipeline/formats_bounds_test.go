@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,25 +16,36 @@ import (
 	"vmimport/tasks"
 )
 
+// cpuTime is what this process has used of the processors: what a test that runs alone in it takes,
+// whatever else the machine is busy with.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
+}
+
 // A huge disk with little in it takes seconds, wherever that little is, and not the hours of
 // all of it.
 func TestHugeDisks(t *testing.T) {
-	r := newRig(t)
+	r := newLoneRig(t)
 	for _, f := range []struct{ format, declared, size string }{
 		{"qcow2", "qcow2", "3T"}, {"vhdx", "vhdx", "3T"}, {"vdi", "vdi", "3T"}, {"vmdk", "vmdk", "3T"}, {"vpc", "vhd", "2000G"},
 	} {
 		path := filepath.Join(t.TempDir(), "huge")
 		imagetest.QemuImg(t, "create", "-q", "-f", f.format, path, f.size)
 		imagetest.QemuIO(t, path, f.format, "write -q -P 7 1900G 1M")
-		began := time.Now()
+		began := cpuTime(t)
 		spec := r.acceptImage(f.declared, read(t, path))
 		r.handle(spec)
 		task := r.get(spec)
 		if task.State != tasks.Succeeded {
 			t.Fatalf("%s: %s, %+v", f.format, task.State, task.Failure)
 		}
-		if took := time.Since(began); took > 20*time.Second {
-			t.Errorf("%s took %s", f.format, took)
+		if took := cpuTime(t) - began; took > 20*time.Second {
+			t.Errorf("%s took %s of the processor", f.format, took)
 		}
 		disk, err := os.Open(filepath.Join(r.dir, spec.ImageID, "disk-1.raw"))
 		if err != nil {

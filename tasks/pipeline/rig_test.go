@@ -83,6 +83,12 @@ func (s *tampered) with(wrap func(storage.Object) storage.Object) { s.wrap.Store
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	t.Parallel()
+	return newLoneRig(t)
+}
+
+// newLoneRig returns a rig for a test beside which no other of the package runs.
+func newLoneRig(t *testing.T) *rig {
+	t.Helper()
 	r := &rig{t: t, redis: testenv.StartRedis(t), memory: storagetest.NewMemory(), dir: t.TempDir()}
 	r.store = redisstore.New(r.redis.Client(), redisstore.Options{Retention: 24 * time.Hour})
 	r.claims = r.store
