@@ -284,7 +284,7 @@ func TestCancel(t *testing.T) {
 	slices.Sort(keys)
 	const p = "vmimport:{default}:"
 	want := []string{
-		p + "attempts:" + string(id), p + "ended", p + "import:" + string(id),
+		p + "attempts:" + string(id), p + "ended", p + "import:" + string(id), p + "journal",
 		p + "list:" + Region + ":fjcloud", p + "list:" + Region + ":fjcloud:of:" + w.stack.Credentials.ProjectID, p + "seq",
 	}
 	if !slices.Equal(keys, want) {
