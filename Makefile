@@ -121,8 +121,8 @@ bench-openstack: deps deps-openstack ## Measure imports into Glance against its 
 million: deps ## Measure list, status and portal with a million records, and the memory of each
 	$(GO) test -run '^$$' -bench Million -benchtime 1x -timeout 60m ./internal/clustertest
 
-scaling: deps ## Measure 1, 2, 4 and 8 workers on sources of 100 MB/s each, and draw the plot
-	$(GO) test -run '^$$' -bench Scaling -benchtime 1x -timeout 30m ./internal/clustertest
+scaling: deps ## Measure 1, 2, 4 and 8 workers on sources of 100 MB/s each, and draw the plot (SCALE=flags)
+	$(GO) test -run '^$$' -bench Scaling -benchtime 1x -timeout 30m ./internal/clustertest $(SCALE)
 
 soak: deps ## Many processes, kills and restarts for some minutes
 	$(GO) test -timeout 60m -count=1 -v ./internal/clustertest -soak
