@@ -5,9 +5,11 @@ package kubernetes
 
 import (
 	"encoding/json"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -96,6 +98,16 @@ type container struct {
 
 // build returns what the example makes, by kind and name.
 var build = sync.OnceValues(func() (map[string]*object, error) {
+	// What another process reads the go command does not know of, and would take an earlier
+	// result for today's.
+	if err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			_, err = os.ReadFile(name)
+		}
+		return err
+	}); err != nil {
+		return nil, err
+	}
 	cmd := exec.Command("go", "run", "-C", "../../tools/kubernetes", ".", "../../etc/kubernetes/example")
 	cmd.Env = append(os.Environ(), "GOWORK=off", "CGO_ENABLED=0")
 	cmd.Stderr = os.Stderr
