@@ -43,7 +43,8 @@ type attempt struct {
 
 	from int64 // bytes that a checkpoint saved
 	// saved is whether the record has a checkpoint, and publishing whether this attempt may have
-	// begun to publish, or has found what another has published. Both are for the attempt's goroutine, once its saver has ended.
+	// begun to publish, or has found what another has published. Both are for the attempt's
+	// goroutine, once its saver has ended.
 	saved, publishing bool
 }
 
@@ -259,9 +260,10 @@ func (a *attempt) remove(ctx context.Context) (string, error) {
 //
 // Where something is kept for a retry nothing is removed, and no such consent is needed: the claim
 // is enough. Nobody who held an earlier one has begun to publish, or the record would have its
-// result, or this attempt have found the image; nobody can any more; and this attempt has not. So nothing was, or gets, visible. What a
-// worker still writes that was only taken for dead goes where that of any lost attempt goes:
-// the retry shuts it out when it begins, as the attempt after a crash does.
+// result, or this attempt have found the image; nobody can any more; and this attempt has not.
+// So nothing was, or gets, visible. What a worker still writes that was only taken for dead goes
+// where that of any lost attempt goes: the retry shuts it out when it begins, as the attempt
+// after a crash does.
 func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
 	if a.keeps(cause) {
 		return a.writeFailed(ctx, cause, a.r.opt.Keep)
@@ -283,11 +285,12 @@ func (a *attempt) fail(ctx context.Context, cause error) (string, error) {
 }
 
 // keeps is whether what the checkpoint stands for is kept for a retry: it was good, and the import
-// failed for a reason that may be gone by then. A store that is full would stay so.
+// failed for a reason that may be gone by then. A store that is full would stay so. The API whose
+// records stand for images has no retry, so nothing is kept of its imports.
 func (a *attempt) keeps(cause error) bool {
 	passing := fault.Retryable(cause) && !errors.Is(cause, imageapi.ErrFull) || errors.Is(cause, errPoison)
-	return a.r.opt.Keep > 0 && a.task.Kind() == tasks.KindImport && passing && a.saved &&
-		!a.publishing && a.task.Result == nil && a.task.Verdict == nil
+	retries := a.task.Kind() == tasks.KindImport && !a.task.ListsImage
+	return a.r.opt.Keep > 0 && retries && passing && a.saved && !a.publishing && a.task.Result == nil && a.task.Verdict == nil
 }
 
 // writeFailed ends the task as failed, and keeps its checkpoint that long.

@@ -269,6 +269,20 @@ func TestNothingIsKept(t *testing.T) {
 	}
 }
 
+// The API whose records stand for images has no retry.
+func TestNothingIsKeptWithoutARetry(t *testing.T) {
+	r := newRig(t)
+	r.opt.Keep = time.Hour
+	r.edit = func(s *tasks.Spec) { s.ListsImage = true }
+	spec := r.accept(disk(1, diskSize))
+	r.breakSaved(spec)
+	r.handle(spec)
+	r.wantNothing(spec, tasks.Failed, "source_unreadable")
+	if kept := r.get(spec).KeptUntil; !kept.IsZero() {
+		t.Errorf("kept until %s", kept)
+	}
+}
+
 var errUnpublished = fault.New(fault.Unavailable, "image_store_failed", "The image store failed.")
 
 // changed is an image service whose uploads differ.
